@@ -1,0 +1,320 @@
+"""The command line: one verb, one call. Heavy imports stay inside the verb, so that `--help` is quick.
+
+Results go to standard output (with --json, nothing else does), progress to standard error. Exit status 0 done, 1 failed
+while working, 2 refused before starting.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lmlab import __version__
+from lmlab.errors import LmlabError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="lmlab: the whole life of a language model on one stack. Start with: lmlab demo",
+)
+corpus_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build a corpus and look into it.")
+tokenizer_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train a tokenizer.")
+model_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a model.")
+app.add_typer(corpus_app, name="corpus")
+app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(model_app, name="model")
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or the name of a shipped one.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as pretrain.minutes=2.")
+]
+Out = Annotated[Path | None, typer.Option(help="The run directory. Default runs/NAME-OF-THE-RECIPE.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Make finished stages again.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run, a stage, a model directory, or hf:OWNER/NAME.")
+]
+
+
+def main() -> None:
+    """Entry point: errors of ours are one message, not a traceback."""
+    try:
+        app()
+    except LmlabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _show(value: Any, as_json: bool, text: str | None = None) -> None:
+    if as_json or text is None:
+        print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    else:
+        print(text)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lmlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _run(
+    name: str, overrides: list[str] | None, out: Path | None, as_json: bool, **chosen: Any
+) -> tuple[Path, dict[str, Any]]:
+    from lmlab import recipe
+
+    read = recipe.load(name, overrides or [])
+    place = recipe.run(read, out or Path("runs") / read.name, **chosen)
+    path = place / "run.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"arms": list(read.arms)}
+    _show({"run": str(place), **summary}, as_json, _table(place, summary))
+    return place, summary
+
+
+def _table(place: Path, summary: dict[str, Any]) -> str:
+    lines = [f"run: {place}"]
+    for name, stage in summary.get("stages", {}).items():
+        numbers = ", ".join(f"{key} {_number(value)}" for key, value in stage["headline"].items())
+        shown = numbers if len(numbers) <= 150 else numbers[:147].rsplit(", ", 1)[0] + ", ..."
+        lines.append(f"  {name:<12} {stage['status']:<8} {stage['seconds']:>8.1f} s   {shown}")
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    """A headline number for people: a score as its value and interval, before and after with an arrow."""
+    if isinstance(value, dict):
+        if "value" in value:
+            ends = "" if value.get("low") is None else f" [{value['low']:.3g}, {value['high']:.3g}]"
+            return f"{value['value']:.3g}{ends}"
+        if "before" in value and "after" in value:
+            return f"{_number(value['before'])} -> {_number(value['after'])}"
+        return "{" + ", ".join(f"{key} {_number(each)}" for key, each in value.items()) + "}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@app.command()
+def demo(overrides: Overrides = None, out: Out = None, fresh: Fresh = False, as_json: Json = False) -> None:
+    """The whole life on this machine in minutes: ends with a report and a model to chat with."""
+    place, _ = _run("demo", overrides, out, as_json, fresh=fresh)
+    if not as_json:
+        print(f"\nreport: {place / 'report.html'}\nchat:   lmlab chat {place}\npage:   lmlab serve {place}")
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    only: Annotated[str | None, typer.Option(help="Run this stage alone; what it needs must be finished.")] = None,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> None:
+    """Run every stage of a recipe. Finished stages are skipped, an interrupted one resumes."""
+    _run(recipe, overrides, out, as_json, until=until, only=only, fresh=fresh)
+
+
+def _stage_verb(name: str, summary: str) -> None:
+    def verb(
+        recipe: RecipeArgument,
+        overrides: Overrides = None,
+        out: Out = None,
+        fresh: Fresh = False,
+        as_json: Json = False,
+    ) -> None:
+        _run(recipe, overrides, out, as_json, needs_of=name, fresh=fresh)
+
+    app.command(name, help=f"{summary} Runs that stage of a recipe and what it needs.")(verb)
+
+
+for _name, _summary in (
+    ("pretrain", "Pretrain a language model."),
+    ("sft", "Fine-tune on instructions."),
+    ("reward", "Train a reward model."),
+    ("ppo", "Align by reinforcement learning (PPO)."),
+):
+    _stage_verb(_name, _summary)
+
+
+@corpus_app.command("build")
+def corpus_build(
+    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, fresh: Fresh = False, as_json: Json = False
+) -> None:
+    """Build the corpus of a recipe."""
+    _run(recipe, overrides, out, as_json, needs_of="corpus", fresh=fresh)
+
+
+def _corpus(place: Path) -> Path:
+    return place / "corpus" if (place / "corpus" / "documents").is_dir() else place
+
+
+@corpus_app.command("inspect")
+def corpus_inspect(
+    place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")], as_json: Json = False
+) -> None:
+    """What is in a corpus: sizes, languages, what each step dropped and why, samples."""
+    from lmlab.corpus.inspect import format_inspect, inspect
+
+    found = inspect(_corpus(place))
+    _show(found, as_json, format_inspect(found))
+
+
+@corpus_app.command("why")
+def corpus_why(
+    place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],
+    document: Annotated[str, typer.Argument(metavar="ID", help="A document's id, as inspect shows it.")],
+    as_json: Json = False,
+) -> None:
+    """Why a document was kept or dropped: its whole history."""
+    from lmlab.corpus.inspect import format_why, why
+
+    found = why(_corpus(place), document)
+    _show(found, as_json, format_why(found))
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, fresh: Fresh = False, as_json: Json = False
+) -> None:
+    """Train the tokenizer of a recipe."""
+    _run(recipe, overrides, out, as_json, needs_of="tokenizer", fresh=fresh)
+
+
+@model_app.command("show")
+def model_show(model: ModelArgument, as_json: Json = False) -> None:
+    """A model's shape, its parameters by part and the training FLOPs a token."""
+    from lmlab.model.store import read_config, resolve
+
+    folder = resolve(model)
+    config = read_config(folder)
+    parts = config.parameters()
+    found = {
+        "path": str(folder),
+        "config": config.model_dump(mode="json"),
+        "parameters": parts,
+        "flops_per_token": config.flops_per_token(config.context_length),
+    }
+    lines = [f"{folder}: {config.architecture}, {config.layers} layers, d_model {config.d_model}, {config.heads} heads"]
+    lines += [f"  {name:<14}{count:>16,}" for name, count in parts.items()]
+    _show(found, as_json, "\n".join(lines))
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelArgument,
+    tasks: Annotated[str, typer.Option(help="Tasks, with commas; 'list' names them.")] = "list",
+    out: Annotated[Path | None, typer.Option(help="Where run.json and items.jsonl go.")] = None,
+    items: Annotated[int, typer.Option(help="Items a task.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a model on tasks; every score with its 95% interval."""
+    from lmlab.evaluate.command import describe, evaluate_reference
+
+    found = evaluate_reference(model, tasks, out, items)
+    _show(found, as_json, describe(found))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN")],
+    second: Annotated[Path, typer.Argument(metavar="RUN")],
+    as_json: Json = False,
+) -> None:
+    """Compare two evaluations item by item: paired difference, interval, p-value and the items that flipped."""
+    from lmlab.evaluate.compare import compare_places, describe_comparison
+
+    found = compare_places(first, second)
+    _show(found, as_json, describe_comparison(found))
+
+
+@app.command()
+def generate(
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
+    max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Continue a text."""
+    from lmlab.generate.handle import load
+
+    (text,) = load(model).generate([prompt], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    _show({"prompt": prompt, "text": text}, as_json, text)
+
+
+@app.command()
+def report(place: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False) -> None:
+    """Write report.html and report.json out of what the stages of a run wrote."""
+    from lmlab.report import write_report
+
+    page, data = write_report(place)
+    _show(json.loads(data.read_text(encoding="utf-8")), as_json, f"{page}\n{data}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine has, measured, and what that means for recipes."""
+    from lmlab.device import describe
+    from lmlab.device import doctor as examine
+
+    found = examine()
+    _show(found, as_json, describe(found))
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="A kind of stage, such as pretrain.")],
+) -> None:
+    """The JSON schema of a stage's settings, for editors."""
+    from lmlab import recipe
+    from lmlab.errors import Refused, nearest
+
+    if kind not in recipe.KINDS:
+        raise Refused(f"schema: '{kind}' is no kind of stage{nearest(kind, recipe.KINDS)}")
+    _show(recipe.kind(kind).config.model_json_schema(), True)
+
+
+@app.command()
+def chat(
+    model: ModelArgument,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens an answer.")] = 128,
+) -> None:
+    """Talk to a model in the terminal."""
+    from lmlab.serve import chat as talk
+    from lmlab.serve import load_models
+
+    talk(load_models(model), temperature=temperature, max_new_tokens=max_new_tokens)
+
+
+@app.command()
+def serve(
+    model: ModelArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """An OpenAI-compatible API and a chat page at http://HOST:PORT."""
+    from lmlab.serve import load_models
+    from lmlab.serve import serve as listen
+
+    listen(load_models(model), host=host, port=port)

@@ -1,0 +1,189 @@
+"""The tasks of a corpus build: reading with the local steps, and the decisions that only the whole corpus can make."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lmlab.corpus import readers, split
+from lmlab.corpus.config import CorpusConfig, SourceConfig
+from lmlab.corpus.engine import Task
+from lmlab.corpus.readers import File, Limits, Listing, Record, Reject
+from lmlab.corpus.steps.language import LanguageStep
+from lmlab.corpus.steps.normalise import NormaliseStep
+from lmlab.corpus.steps.redact import RedactStep
+from lmlab.corpus.steps.rules import RulesStep
+from lmlab.corpus.steps.step import DOCUMENT, Step, drop
+from lmlab.errors import Failed
+from lmlab.run import digest
+
+BATCH_BYTES = 4 << 20
+BATCH_ROWS = 2000
+
+
+def local_steps(config: CorpusConfig) -> list[Step]:
+    """The steps that look at one document at a time."""
+    return [
+        NormaliseStep(config.normalise),
+        LanguageStep(config.language),
+        RulesStep(config.prose_rules, config.code_rules),
+        RedactStep(config.redact),
+    ]
+
+
+def limits(config: CorpusConfig) -> Limits:
+    return Limits(config.max_record_bytes, config.cut_bytes)
+
+
+def heldout_limit(config: CorpusConfig, listings: Sequence[Listing]) -> float:
+    """The position of the hash below which a unit is held out (see `split.threshold`)."""
+    enough = 2 * math.ceil(config.heldout_minimum / config.heldout_fraction)
+    units = {file.relative for found in listings for file in found.files if not file.by_row}
+    for source, found in zip(config.sources, listings, strict=True):
+        for unit in _row_units(source, found, limits(config)):
+            if len(units) >= enough:
+                break
+            units.add(unit)
+    return split.threshold(units, config.heldout_fraction, config.heldout_minimum, config.heldout_seed)
+
+
+def _row_units(source: SourceConfig, found: Listing, bounds: Limits) -> Iterator[str]:
+    """Names of rows, as many as are asked for. A dataset on the hub is taken to be large: nothing is downloaded."""
+    for file in found.files:
+        if file.by_row and file.remote is None:
+            yield from (item.unit for item in readers.read(file, source, bounds) if isinstance(item, Record))
+
+
+def groups(found: Listing, source: SourceConfig, size: int) -> Iterator[list[File]]:
+    """Consecutive files of about `size` bytes together; all of them in one group where the source has a limit."""
+    group: list[File] = []
+    weight = 0
+    for file in found.files:
+        if group and source.limit is None and weight + file.weight > size:
+            yield group
+            group, weight = [], 0
+        group.append(file)
+        weight += file.weight
+    if group:
+        yield group
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some files of one source, read in one task."""
+
+    source: SourceConfig
+    files: list[File]
+    config: CorpusConfig
+    limit: float
+    rejected: Path
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Stream the documents as tables; what cannot be read goes to the `rejected` file, which is whole when the
+        last table has been asked for."""
+        rows: list[dict[str, Any]] = []
+        weight = count = rejects = 0
+        self.rejected.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.rejected.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as aside:
+            for item in self._items():
+                if isinstance(item, Reject):
+                    rejects += 1
+                    line = {"source": self.source.name, "file": item.file, "line": item.line, "reason": item.reason}
+                    aside.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    if rejects > 10_000 and rejects > self.config.max_rejected * (count + rejects):
+                        raise Failed(
+                            f"source '{self.source.name}': {rejects:,} of {count + rejects:,} records so far are "
+                            f"broken, more than max_rejected ({self.config.max_rejected:.1%}); the last: {line}"
+                        )
+                    continue
+                row = self._row(item)
+                rows.append(row)
+                count += 1
+                weight += row["bytes_read"]
+                if weight >= BATCH_BYTES or len(rows) >= BATCH_ROWS:
+                    yield pa.Table.from_pylist(rows, schema=DOCUMENT)
+                    rows, weight = [], 0
+                if count == self.source.limit:
+                    break
+        if rows:
+            yield pa.Table.from_pylist(rows, schema=DOCUMENT)
+        temporary.replace(self.rejected)
+
+    def _items(self) -> Iterator[Record | Reject]:
+        for file in self.files:
+            yield from readers.read(file, self.source, limits(self.config))
+
+    def _row(self, record: Record) -> dict[str, Any]:
+        return {
+            "id": f"{self.source.name}/{record.path}#{record.row}",
+            "source": self.source.name,
+            "path": record.path,
+            "row": record.row,
+            "split": split.side(record.unit, self.limit, self.config.heldout_seed),
+            "kind": record.kind,
+            "text": record.text,
+            "bytes_read": len(record.text.encode("utf-8")),
+            "keep": True,
+            "step": None,
+            "reason": None,
+        }
+
+    @property
+    def identity(self) -> str:
+        named = [(file.relative, file.reader, file.kind, file.weight, file.remote) for file in self.files]
+        bounds = [self.config.max_record_bytes, self.config.cut_bytes, self.limit, self.config.heldout_seed]
+        return digest([self.source.model_dump(), named, bounds])
+
+
+def read_tasks(config: CorpusConfig, listings: Sequence[Listing], work: Path) -> list[Task]:
+    """One task a shard: read, split, and every local step."""
+    limit = heldout_limit(config, listings)
+    steps = local_steps(config)
+    tasks = []
+    for source, found in zip(config.sources, listings, strict=True):
+        for files in groups(found, source, config.shard_bytes):
+            name = f"part-{len(tasks):05d}"
+            shard = Shard(source, files, config, limit, work / "rejected" / f"{name}.jsonl")
+            tasks.append(Task(shard.tables, steps, work / "local" / f"{name}.parquet", shard.identity))
+    return tasks
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the whole corpus says about one document."""
+
+    step: str | None = None
+    reason: str | None = None
+    duplicate_of: str | None = None
+    similarity: float | None = None
+    heldout_overlap: float | None = None
+
+
+class DecideStep:
+    """Adds `duplicate_of`, `similarity` and `heldout_overlap`, and drops, as decided for each document id."""
+
+    name = "decide"
+
+    def __init__(self, decisions: Mapping[str, Decision]) -> None:
+        self.decisions = decisions
+        self.identity = ["decide", 1, digest(sorted((each, *vars(d).values()) for each, d in decisions.items()))]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        nothing = Decision()
+        found = [self.decisions.get(each, nothing) for each in table["id"].to_pylist()]
+        for name, kind in (
+            ("duplicate_of", pa.string()),
+            ("similarity", pa.float32()),
+            ("heldout_overlap", pa.float32()),
+        ):
+            table = table.append_column(name, pa.array([getattr(d, name) for d in found], kind))
+        for step in dict.fromkeys(d.step for d in found if d.step):
+            table = drop(table, step, [d.reason if d.step == step else None for d in found])
+        return table

@@ -1,0 +1,157 @@
+"""Looking into a corpus: what is in it, and the whole history of one document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lmlab.corpus import store
+from lmlab.corpus.arrow import compute as pc
+from lmlab.errors import Refused, nearest
+from lmlab.progress import read_jsonl
+
+SAMPLE_CHARS = 300
+
+
+def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
+    """Sizes by source and split, languages, drop reasons with examples, rejects, overlaps with the held-out set, the
+    median and largest document, and `samples` beginnings of kept training documents and of dropped ones a source.
+    Plain data, ready for JSON.
+    """
+    stage_dir = Path(stage_dir)
+    store.parts(stage_dir)
+    statistics = json.loads((stage_dir / "statistics.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = {
+        "path": str(stage_dir),
+        **statistics,
+        "lengths": {},
+        "samples": {},
+        "first_rejects": read_jsonl(stage_dir / "rejected.jsonl")[:5],
+        "overlaps": len(read_jsonl(stage_dir / "contamination.jsonl")),
+    }
+    lengths: dict[str, list[int]] = {}
+    for table in store.tables(stage_dir, ["id", "source", "split", "text", "keep", "step", "reason"]):
+        sizes = pc.utf8_length(table["text"]).to_pylist()
+        for row, size in zip(table.to_pylist(), sizes, strict=True):
+            mine = found["samples"].setdefault(row["source"], {"kept": [], "dropped": []})
+            if row["keep"]:
+                lengths.setdefault(row["source"], []).append(size)
+            shown = mine["kept"] if row["keep"] else mine["dropped"]
+            if len(shown) < samples and size and (row["split"] == "train" or not row["keep"]):
+                why_not = {} if row["keep"] else {"step": row["step"], "reason": row["reason"]}
+                shown.append({"id": row["id"], **why_not, "text": row["text"][:SAMPLE_CHARS]})
+    for source, sizes in lengths.items():
+        ordered = sorted(sizes)
+        found["lengths"][source] = {"median": ordered[len(ordered) // 2], "longest": ordered[-1]}
+    return found
+
+
+def why(stage_dir: Path, document: str) -> dict[str, Any]:
+    """The whole history of one document: where it came from, its split, what each step found, and whether and why it
+    was dropped. Raises Refused, with the nearest id, if there is none of that id.
+    """
+    stage_dir = Path(stage_dir)
+    known: list[str] = []
+    for table in store.tables(stage_dir):
+        rows = table.filter(pc.equal(table["id"], document)).to_pylist()
+        if rows:
+            return _history(stage_dir, rows[0])
+        known += table["id"].to_pylist()
+    for reject in read_jsonl(stage_dir / "rejected.jsonl"):
+        if document.startswith(f"{reject['source']}/{reject['file']}#"):
+            return {"id": document, "kept": False, "step": "read", **reject}
+    hint = nearest(document, known[:20_000])
+    raise Refused(
+        f"{stage_dir}: no document '{document}'" + (hint if hint.startswith(";") else f" among {len(known):,}")
+    )
+
+
+def _history(stage_dir: Path, row: dict[str, Any]) -> dict[str, Any]:
+    signals = {name: round(value, 4) for name, value in (row.get("signals") or {}).items()}
+    overlap = [line for line in read_jsonl(stage_dir / "contamination.jsonl") if line["id"] == row["id"]]
+    return {
+        "id": row["id"],
+        "kept": row["keep"],
+        "step": row["step"],
+        "reason": row["reason"],
+        "source": row["source"],
+        "path": row["path"],
+        "row": row["row"],
+        "split": row["split"],
+        "kind": row["kind"],
+        "bytes_read": row["bytes_read"],
+        "bytes_now": len(row["text"].encode("utf-8")),
+        "language": row["language"],
+        "language_probability": row["language_probability"],
+        "signals": signals,
+        "redacted": row["redacted"],
+        "duplicate_of": row["duplicate_of"],
+        "similarity": row["similarity"],
+        "heldout_overlap": overlap[0] if overlap else None,
+        "text": row["text"],
+    }
+
+
+def format_inspect(found: dict[str, Any]) -> str:
+    """`inspect`'s answer for a terminal."""
+    out = [f"corpus {found['path']}", ""]
+    head = f"{'source':<16}{'split':<9}{'read':>9}{'kept':>9}{'dropped':>9}{'kept bytes':>14}"
+    out += [head, "-" * len(head)]
+    for name, cells in [*found["sources"].items(), ("all", found["totals"])]:
+        for split, cell in cells.items():
+            read, kept = cell["read"]["documents"], cell["kept"]["documents"]
+            out.append(f"{name:<16}{split:<9}{read:>9,}{kept:>9,}{read - kept:>9,}{cell['kept']['bytes']:>14,}")
+    out += ["", "dropped, by step and reason (documents, bytes, examples):"]
+    for split, cell in found["totals"].items():
+        for step, reasons in cell["dropped"].items():
+            for reason, entry in sorted(reasons.items(), key=lambda item: -item[1]["documents"]):
+                examples = ", ".join(entry["examples"][:2])
+                line = f"  {split:<8} {step:<18}{reason:<38}{entry['documents']:>7,}{entry['bytes']:>12,}  {examples}"
+                out.append(line)
+    for title, key in (("languages", "languages"), ("redacted", "redacted")):
+        both: dict[str, int] = {}
+        for cell in found["totals"].values():
+            for name, n in cell[key].items():
+                both[name] = both.get(name, 0) + n
+        shown = ", ".join(f"{name} {n:,}" for name, n in sorted(both.items(), key=lambda item: -item[1]) if n)
+        out.append(f"{title}: {shown or 'none'}")
+    rejected = ", ".join(f"{name} {n:,}" for name, n in found["rejected"].items() if n)
+    out.append(f"set aside unread: {rejected or 'none'}")
+    out.append(f"training documents that share n-grams with held-out ones: {found['overlaps']:,} (contamination.jsonl)")
+    for source, length in found["lengths"].items():
+        out.append(f"{source}: median {length['median']:,} characters, longest {length['longest']:,}")
+    for source, kinds in found["samples"].items():
+        for which, shown in kinds.items():
+            for sample in shown:
+                note = f" by {sample['step']}: {sample['reason']}" if "step" in sample else ""
+                body = "\n".join(f"    {line}" for line in sample["text"].split("\n")[:6])
+                out += ["", f"{source}, {which}{note}: {sample['id']}", body]
+    return "\n".join(out)
+
+
+def format_why(found: dict[str, Any]) -> str:
+    """`why`'s answer for a terminal."""
+    if "path" not in found:
+        return f"{found['id']}: set aside unread at {found['file']}:{found['line']}: {found['reason']}"
+    out = [f"{found['id']}: " + ("kept" if found["kept"] else f"dropped by {found['step']}: {found['reason']}")]
+    out.append(
+        f"read: source {found['source']}, file {found['path']}, row {found['row']}, {found['bytes_read']:,} bytes"
+    )
+    out.append(f"split: {found['split']}   kind: {found['kind']}   bytes now: {found['bytes_now']:,}")
+    if found["language"]:
+        sure = found["language_probability"]
+        out.append(f"language: {found['language']}" + (f" (probability {sure:.3f})" if sure is not None else ""))
+    out.append("signals: " + ", ".join(f"{name} {value:g}" for name, value in found["signals"].items()))
+    counts = found["redacted"] or {}
+    out.append("redacted: " + (", ".join(f"{n} {name}" for name, n in counts.items() if n) or "nothing"))
+    if found["duplicate_of"]:
+        out.append(f"copy of: {found['duplicate_of']} (similarity {found['similarity']:.3f})")
+    if overlap := found["heldout_overlap"]:
+        out.append(
+            f"held-out overlap: {overlap['share']:.1%} of its n-grams; "
+            f"{overlap['heldout_share']:.1%} of those of {overlap['heldout']}"
+        )
+        out += [f"    bytes {span['bytes'][0]}-{span['bytes'][1]}: {span['text'][:100]!r}" for span in overlap["spans"]]
+    out += ["", found["text"][:2000]]
+    return "\n".join(out)

@@ -1,0 +1,218 @@
+"""Continuous batching: requests join a running batch when there is room and leave it when they are done."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmlab.errors import Failed
+from lmlab.generate.cache import Cache
+from lmlab.generate.decoder import Decoder
+from lmlab.generate.sampling import Chooser, Sampling, uniforms
+from lmlab.generate.text import TextStream
+
+PREFILL_TOKENS = 2048
+"""Prompt tokens in one pass: enough for the matrix products to be efficient, few enough that what lies between the
+layers stays small (guessed: 2,048 x 4 d_model float32 are 12 MB at d 384)."""
+
+
+@dataclass(eq=False)
+class Request:
+    """One answer under way. `limit` is how many tokens it may have."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    limit: int
+    stop_ids: frozenset[int]
+    name: str
+    text: TextStream | None = None
+    on_token: Callable[[str, int, float], None] | None = None
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: Literal["stop", "length"] | None = None
+    error: Failed | None = None
+    draws: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def __post_init__(self) -> None:
+        if self.sampling.temperature > 0:
+            self.draws = uniforms(self.sampling.seed, self.limit)
+        if self.limit == 0:
+            self.finish_reason = "length"
+
+    @property
+    def done(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+    @property
+    def draw(self) -> float:
+        """The uniform number of the next token."""
+        return float(self.draws[len(self.ids)]) if len(self.draws) else 0.0
+
+    def accept(self, token_id: int, logprob: float) -> None:
+        """Take the next token; see whether it ends the answer."""
+        if math.isnan(logprob):
+            self.error = Failed(
+                f"{self.name}: the logits of new token {len(self.ids)} are not numbers (NaN or infinite)"
+            )
+            return
+        self.ids.append(token_id)
+        self.logprobs.append(logprob)
+        piece = ""
+        if token_id in self.stop_ids:
+            self.finish_reason = "stop"
+        elif self.text is not None:
+            piece = self.text.push(token_id)
+            if self.text.stopped:
+                self.finish_reason = "stop"
+        if self.finish_reason is None and len(self.ids) >= self.limit:
+            self.finish_reason = "length"
+        if self.finish_reason is not None and self.text is not None:
+            piece += self.text.flush()
+            if self.finish_reason == "length" and self.text.stopped:  # a held half character completed a stop string
+                self.finish_reason = "stop"
+        if self.on_token is not None:
+            self.on_token(piece, token_id, logprob)
+
+
+@dataclass
+class _Prefix:
+    """A prompt's keys, values and last logits (V,), kept while more requests with the same prompt wait."""
+
+    content: Tensor
+    logits: Tensor
+
+
+class Scheduler:
+    """The requests of one engine. `step` gives every request under way one more token."""
+
+    def __init__(self, decoder: Decoder, max_batch: int) -> None:
+        self.decoder, self.max_batch = decoder, max_batch
+        self.waiting: deque[Request] = deque()
+        self.active: list[Request] = []
+        self.cache: Cache | None = None
+        self.prefilled_tokens = 0
+        """Prompt tokens that were computed so far: samples that share a prompt count it once."""
+        self._prompts: Counter[tuple[int, ...]] = Counter()
+        self._prefixes: dict[tuple[int, ...], _Prefix] = {}
+        self._chooser: Chooser | None = None
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests, in this order."""
+        queued = [request for request in requests if not request.done]
+        self.waiting.extend(queued)
+        self._prompts.update(request.prompt for request in queued)
+
+    @torch.inference_mode()  # rows of the cache are moved, and its tensors were made in this mode
+    def drop(self, requests: Sequence[Request]) -> None:
+        """Forget requests wherever they are."""
+        unwanted = {id(request) for request in requests}
+        for request in [r for r in self.waiting if id(r) in unwanted]:
+            self.waiting.remove(request)
+            self._leave_queue(request)
+        self._remove([row for row, request in enumerate(self.active) if id(request) in unwanted])
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Let waiting requests in, as far as there is room, with their first token; the others get their next one."""
+        running = len(self.active)
+        if self.waiting and running < self.max_batch:
+            self._admit()
+        if running:
+            self._advance(running)
+        for row, request in enumerate(self.active):
+            if request.error is not None and self.cache is not None:
+                self.cache.clear_row(row)
+        self._remove([row for row, request in enumerate(self.active) if request.done])
+
+    def _advance(self, rows: int) -> None:
+        assert self.cache is not None
+        batch = self.active[:rows]
+        positions = [len(request.prompt) + len(request.ids) - 1 for request in batch]
+        hidden_BD = self.decoder.decode([request.ids[-1] for request in batch], positions, self.cache)
+        if self._chooser is None or len(self._chooser.settings) != rows:
+            self._chooser = Chooser([request.sampling for request in batch], self.decoder.device)
+        self._choose(batch, self.decoder.logits(hidden_BD), self._chooser)
+
+    def _choose(self, batch: Sequence[Request], logits_BV: Tensor, chooser: Chooser) -> None:
+        ids, logprobs = chooser.choose(logits_BV, [request.draw for request in batch])
+        for request, token_id, logprob in zip(batch, ids, logprobs):
+            request.accept(token_id, logprob)
+
+    def _admit(self) -> None:
+        room = self.max_batch - len(self.active)
+        joining = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
+        first = len(self.active)
+        self.active += joining
+        self._chooser = None
+        need = max(len(request.prompt) + request.limit for request in self.active)
+        # Room for all that wait too, so that the cache grows once and not with every newcomer.
+        rows = min(self.max_batch, len(self.active) + len(self.waiting))
+        need = max([need, *(len(request.prompt) + request.limit for request in self.waiting)])
+        config, device = self.decoder.config, self.decoder.device
+        self.cache = Cache(config, rows, need, device) if self.cache is None else self.cache.grown(config, rows, need)
+        logits_BV = self._prefill(joining, first, self.cache)
+        self._choose(joining, logits_BV, Chooser([request.sampling for request in joining], device))
+
+    def _prefill(self, joining: Sequence[Request], first: int, cache: Cache) -> Tensor:
+        """Keys and values of the newcomers' prompts in their rows; logits after each prompt (B, V)."""
+        row_of: dict[tuple[int, ...], int] = {}
+        logits: dict[tuple[int, ...], Tensor] = {prompt: kept.logits for prompt, kept in self._prefixes.items()}
+        fresh: list[int] = []
+        for row, request in enumerate(joining, first):
+            if request.prompt not in row_of and request.prompt not in logits:
+                row_of[request.prompt] = row
+                fresh.append(row)
+        for rows in _parts(fresh, [len(self.active[row].prompt) for row in fresh]):
+            prompts = [self.active[row].prompt for row in rows]
+            hidden_ND = self.decoder.prefill(prompts, cache=cache, rows=rows)
+            self.prefilled_tokens += len(hidden_ND)
+            ends = torch.tensor([len(prompt) for prompt in prompts], device=hidden_ND.device).cumsum(0) - 1
+            logits |= dict(zip(prompts, self.decoder.logits(hidden_ND[ends])))
+        for row, request in enumerate(joining, first):
+            source = row_of.get(request.prompt)
+            if source is None:
+                cache.write_row(row, self._prefixes[request.prompt].content)
+            elif source != row:
+                cache.copy_row(source, row, len(request.prompt))
+            self._leave_queue(request)
+        for prompt, row in row_of.items():
+            if self._prompts[prompt]:
+                self._prefixes[prompt] = _Prefix(cache.read_row(row, len(prompt)), logits[prompt])
+        return torch.stack([logits[request.prompt] for request in joining])
+
+    def _leave_queue(self, request: Request) -> None:
+        self._prompts[request.prompt] -= 1
+        if not self._prompts[request.prompt]:
+            del self._prompts[request.prompt]
+            self._prefixes.pop(request.prompt, None)
+
+    def _remove(self, rows: Sequence[int]) -> None:
+        """Take rows out; the last ones move into the gaps, so that those under way stay the first of the cache."""
+        for row in sorted(rows, reverse=True):
+            last = len(self.active) - 1
+            if row != last and self.cache is not None:
+                request = self.active[last]
+                self.cache.copy_row(last, row, len(request.prompt) + len(request.ids))
+                self.active[row] = request
+            self.active.pop()
+            self._chooser = None
+
+
+def _parts(rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Cut rows into passes of at most PREFILL_TOKENS tokens (or one long prompt); short prompts stand together."""
+    parts: list[list[int]] = []
+    filled = PREFILL_TOKENS
+    for length, row in sorted(zip(lengths, rows)):
+        if filled + length > PREFILL_TOKENS:
+            parts.append([])
+            filled = 0
+        parts[-1].append(row)
+        filled += length
+    return parts

@@ -1,0 +1,149 @@
+"""The Transformer's mathematics for inference, with as few operations a layer as possible.
+
+Decoding a small model is bound by the cost of calling an operation, not by arithmetic. A layer's step is four matrix
+products, two norms, one compiled attention and two operations of a gated activation. Tokens are rows of one matrix
+(N, D): prompts of different lengths stand one after another without padding.
+
+`tests/generate/test_decoder.py` holds this to the model: equal logits to 1e-5 over random configs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmlab.generate.cache import Cache
+from lmlab.generate.kernels import attend_cached, attend_parallel, parts
+from lmlab.generate.weights import Layer, Norm, Precision, head_of, lay_out, scale_to_unit
+from lmlab.model.feed_forward import ACTIVATIONS
+from lmlab.model.transformer import Block, Transformer
+
+Attend = Callable[[int, Tensor], Tensor]
+"""(layer, qkv (N, (H + 2 G) K) as the product gives it) -> what the heads found, (N, H K)."""
+
+
+class Decoder:
+    """Reads a Transformer's weights once; call `refresh` when they have changed."""
+
+    def __init__(self, model: Transformer, precision: Precision = "float32") -> None:
+        self.model, self.precision, self.config = model, precision, model.config
+        self.kv_heads, self.head_dim, self.d_ff = model.config.dims
+        self.inner = model.config.heads * self.head_dim
+        self.group = model.config.heads // self.kv_heads
+        self.scale, self.eps32 = np.float32(self.head_dim**-0.5), np.float32(model.config.eps)
+        self.activation = ACTIVATIONS[model.config.activation]
+        self.refresh()
+
+    @torch.inference_mode()
+    def refresh(self) -> None:
+        """Lay the model's weights out anew."""
+        rotated = self.config.position == "rope"
+        self.device = self.model.embedding.weight.device
+        self.eps = torch.tensor(self.config.eps, device=self.device)
+        self.embedding = self.model.embedding.weight.detach().clone()
+        self.position = None if self.model.position is None else self.model.position.weight.detach().clone()
+        self.turn = torch.complex(self.model.cos, self.model.sin) if rotated else None
+        angles = (self.model.cos, self.model.sin) if rotated else (torch.empty(self.config.context_length, 0),) * 2
+        self.cos, self.sin = (each.cpu().numpy() for each in angles)
+        blocks = cast(list[Block], list(self.model.blocks))
+        self.layers: list[Layer] = [lay_out(block, self.precision, rotated) for block in blocks]
+        self.final_norm = Norm(self.model.final_norm, self.config.d_model)
+        self.head = head_of(self.model, self.final_norm, self.precision)
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """(N, V), float32, of hidden states as `prefill` and `decode` return them."""
+        return self.head(self.final_norm(hidden_ND))
+
+    def prefill(
+        self,
+        tokens: Sequence[Sequence[int]],
+        *,
+        positions: Sequence[Sequence[int]] | None = None,
+        masks: Sequence[Tensor | None] | None = None,
+        cache: Cache | None = None,
+        rows: Sequence[int] = (),
+    ) -> Tensor:
+        """Hidden states before the final norm of several sequences, one after another, (N, D).
+
+        `positions` default to 0, 1, 2, ...; `masks[i]` (T, T), True where a token sees another, defaults to causal.
+        With a cache, sequence i's keys and values go to row `rows[i]`.
+        """
+        lengths = [len(each) for each in tokens]
+        flat = torch.tensor(list(itertools.chain.from_iterable(tokens)), device=self.device)
+        where = positions or [range(n) for n in lengths]
+        positions_N = torch.tensor(list(itertools.chain.from_iterable(where)), device=self.device)
+        turn = None if self.turn is None else self.turn[positions_N][:, None]
+        rows_N = torch.tensor([row for row, n in zip(rows, lengths) for _ in range(n)], device=self.device)
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            self._turn(qkv, self.layers[layer], turn)
+            if cache is not None:
+                cache.write(layer, qkv[:, self.inner :], rows_N, positions_N)
+            return self._attend_sequences(qkv, lengths, masks)
+
+        return self._run(flat, positions_N, attend)
+
+    def decode(self, tokens: list[int], positions: list[int], cache: Cache) -> Tensor:
+        """Hidden states (B, D) of one new token for each of the cache's first B rows, at its position."""
+        where = np.array(positions)
+        threads = parts(positions, self.inner)
+        positions_B = torch.tensor(positions, device=self.device)
+        turn = None if self.turn is None or cache.arrays else self.turn[positions_B][:, None]
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            if not cache.arrays:
+                self._turn(qkv, self.layers[layer], turn)
+                return attend_cached(layer, qkv, cache, positions, self.inner)
+            mixed = torch.empty((len(tokens), self.inner))
+            settings = (self.layers[layer].qk_gain_array, self.eps32, self.cos, self.sin, self.scale)
+            attend_parallel(threads, qkv.numpy(), cache.arrays[layer], where, *settings, mixed.numpy())
+            return mixed
+
+        return self._run(torch.tensor(tokens, device=self.device), positions_B, attend)
+
+    def _run(self, tokens_N: Tensor, positions_N: Tensor, attend: Attend) -> Tensor:
+        x_ND = F.embedding(tokens_N, self.embedding)
+        if self.position is not None:
+            x_ND = x_ND + F.embedding(positions_N, self.position)
+        for index, layer in enumerate(self.layers):
+            x_ND = layer.out(attend(index, layer.qkv(layer.attention_norm(x_ND))), x_ND)
+            up = layer.up(layer.feed_forward_norm(x_ND))
+            x_ND = layer.down(self._activate(up, layer.gated), x_ND)
+        return x_ND
+
+    def _turn(self, qkv: Tensor, layer: Layer, turn: Tensor | None) -> None:
+        """Norm and rotation of queries and keys, in place (q_norm and k_norm have the model's one eps)."""
+        N, heads = qkv.shape[0], self.config.heads + self.kv_heads
+        qk_NHK = qkv[:, : heads * self.head_dim].view(N, heads, self.head_dim)
+        if layer.qk_gain is not None:
+            qk_NHK.copy_(scale_to_unit(qk_NHK, self.head_dim, self.eps).mul_(layer.qk_gain))
+        if turn is not None:
+            torch.view_as_complex(qk_NHK.view(N, heads, self.head_dim // 2, 2)).mul_(turn)
+
+    def _activate(self, up: Tensor, gated: bool) -> Tensor:
+        return self.activation(up[:, : self.d_ff]).mul_(up[:, self.d_ff :]) if gated else self.activation(up)
+
+    def _attend_sequences(self, qkv: Tensor, lengths: Sequence[int], masks: Sequence[Tensor | None] | None) -> Tensor:
+        """Attention within each sequence; neighbours of one length without masks are one call."""
+        out = torch.empty((qkv.shape[0], self.inner), device=self.device)
+        start = 0
+        alone = [index if masks is not None and masks[index] is not None else -1 for index in range(len(lengths))]
+        for (T, index), run in itertools.groupby(zip(lengths, alone)):
+            B = len(list(run))
+            span = slice(start, start + B * T)
+            start += B * T
+            q_BHTK = qkv[span, : self.inner].view(B, T, -1, self.head_dim).transpose(1, 2)
+            k_BHTK, v_BHTK = qkv[span, self.inner :].view(B, T, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+            if self.group > 1:
+                k_BHTK = k_BHTK.repeat_interleave(self.group, dim=1)
+                v_BHTK = v_BHTK.repeat_interleave(self.group, dim=1)
+            mask = masks[index] if masks is not None and index >= 0 else None
+            mixed = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=mask, is_causal=mask is None)
+            out[span] = mixed.transpose(1, 2).reshape(B * T, self.inner)
+        return out

@@ -1,0 +1,216 @@
+"""The engine: generate, stream, score. Tokens in, tokens out; text where there is a tokenizer.
+
+What a request gives depends on the request and the weights alone (float32, one processor): its random numbers come
+from its own seed, and no operation's result for a row depends on the rows beside it (see weights.py and attention.py).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lmlab.errors import Refused
+from lmlab.generate import score as scoring
+from lmlab.generate.batching import Request, Scheduler
+from lmlab.generate.decoder import Decoder
+from lmlab.generate.sampling import Sampling
+from lmlab.generate.score import Scored
+from lmlab.generate.text import TextStream
+from lmlab.generate.weights import Precision
+from lmlab.model.transformer import Transformer
+from lmlab.text.tokenizer import Tokenizer
+
+__all__ = ["Completion", "Engine", "Piece", "Sampling", "Scored"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer. `ids` has every token that was chosen, a stop id or the token that completed a stop string included;
+    `text` ends before either. `logprobs` are in nats, at the sampling temperature, before top-k and top-p."""
+
+    ids: list[int]
+    text: str
+    logprobs: list[float]
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One new token and the text that it made certain (it may be empty, or belong to tokens before it as well)."""
+
+    text: str
+    token_id: int
+    logprob: float
+
+
+class Engine:
+    """Answers requests over one model. For use from one thread at a time; streams that are open share its batch."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer | None = None,
+        *,
+        precision: Precision = "float32",
+        max_batch: int = 32,
+        stop_ids: Sequence[int] | None = None,
+        start_id: int | None = None,
+    ) -> None:
+        """`stop_ids` end an answer unless a request says otherwise, `start_id` stands before a document's first token;
+        both default to the tokenizer's (end of document, end of turn) and to none without a tokenizer.
+        """
+        if max_batch < 1:
+            raise Refused(f"max_batch is {max_batch}; expected 1 or more")
+        if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+            raise Refused(
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: they do not "
+                "belong together"
+            )
+        self.model, self.tokenizer, self.precision, self.max_batch = model, tokenizer, precision, max_batch
+        if stop_ids is None:
+            stop_ids = () if tokenizer is None else (tokenizer.eos_id, tokenizer.end_of_turn_id)
+        self.stop_ids = frozenset(stop_ids)
+        self.start_id = tokenizer.eos_id if start_id is None and tokenizer is not None else start_id
+        self._decoders: dict[str, Decoder] = {precision: Decoder(model, precision)}
+        self._scheduler = Scheduler(self._decoders[precision], max_batch)
+
+    def refresh(self) -> None:
+        """Take over the model's weights after they have changed."""
+        for decoder in self._decoders.values():
+            decoder.refresh()
+
+    @property
+    def prefilled_tokens(self) -> int:
+        """Prompt tokens computed so far; samples of one prompt count it once."""
+        return self._scheduler.prefilled_tokens
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that the cache of keys and values holds now."""
+        return 0 if self._scheduler.cache is None else self._scheduler.cache.bytes
+
+    def free(self) -> None:
+        """Give back the cache of keys and values (training needs the memory, say). Open streams must be closed
+        before."""
+        if self._scheduler.active:
+            raise Refused("free: answers are under way; close their streams first")
+        self._scheduler.cache = None
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling] | None = None
+    ) -> list[Completion]:
+        """Answer prompts (ids), each with its settings or all with the same. Equal prompts share their prefill.
+
+        Raises Refused, before any work, where a prompt is empty, holds an unknown id or does not fit the context;
+        Failed where a request's logits are not numbers. An answer that would outgrow the context ends there (`length`).
+        """
+        settings = _each(sampling or Sampling(), len(prompts))
+        requests = [
+            self._request(f"prompt {index}", prompt, each)
+            for index, (prompt, each) in enumerate(zip(prompts, settings))
+        ]
+        self._scheduler.submit(requests)
+        try:
+            while not all(request.done for request in requests):
+                self._scheduler.step()
+                for request in requests:
+                    if request.error is not None:
+                        raise request.error
+        finally:
+            self._scheduler.drop(requests)
+        return [self._completion(request) for request in requests]
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling | None = None) -> Iterator[Piece]:
+        """One answer token by token. Closing the iterator stops the work. Raises as `generate` does, Refused at once.
+
+        Taking a piece from one stream moves all open streams on by a token; the others keep theirs until they are
+        asked.
+        """
+        request = self._request("prompt", prompt, sampling or Sampling(), streaming=True)
+        pieces: deque[Piece] = deque()
+        request.on_token = lambda text, token_id, logprob: pieces.append(Piece(text, token_id, logprob))
+        return self._stream(request, pieces)
+
+    def _stream(self, request: Request, pieces: deque[Piece]) -> Iterator[Piece]:
+        self._scheduler.submit([request])
+        try:
+            while pieces or not request.done:
+                if not pieces:
+                    self._scheduler.step()
+                    continue
+                yield pieces.popleft()
+            if request.error is not None:
+                raise request.error
+        finally:
+            self._scheduler.drop([request])
+
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Scored]:
+        """Log-probability of each continuation given its context (ids). Pairs that share a context compute it once.
+
+        An empty context means the start of a document. Raises Refused where a pair does not fit the model's context.
+        """
+        return scoring.score_pairs(self._decoder(self.precision), pairs, self.start_id)
+
+    def score_documents(
+        self,
+        documents: Sequence[Sequence[int]],
+        window: int | None = None,
+        stride: int | None = None,
+        *,
+        precision: Precision | None = None,
+    ) -> list[float]:
+        """-log P of each document in nats (not a mean), over sliding windows; the first token is given the
+        end-of-document token. `window` defaults to the model's context, `stride` to half the window. For bits per byte.
+        """
+        window = window or self.model.config.context_length
+        vocabulary = self.model.config.vocab_size
+        for index, ids in enumerate(documents):
+            scoring.check_ids(f"document {index}", ids, vocabulary)
+        decoder = self._decoder(precision or self.precision)
+        return scoring.score_documents(decoder, documents, window, stride or max(1, window // 2), self.start_id)
+
+    def _decoder(self, precision: Precision) -> Decoder:
+        if precision not in self._decoders:
+            self._decoders[precision] = Decoder(self.model, precision)
+        return self._decoders[precision]
+
+    def _request(self, name: str, prompt: Sequence[int], sampling: Sampling, streaming: bool = False) -> Request:
+        context, ids = self.model.config.context_length, tuple(prompt)
+        if not ids:
+            raise Refused(
+                f"{name}: is empty; expected at least one token (a document begins with the end-of-document one)"
+            )
+        scoring.check_ids(name, ids, self.model.config.vocab_size)
+        room = context - len(ids)
+        if room < (1 if sampling.max_new_tokens else 0):
+            raise Refused(
+                f"{name}: has {len(ids)} tokens, and the model's context is {context} tokens for prompt and answer "
+                "together"
+            )
+        if sampling.stop and self.tokenizer is None:
+            raise Refused(f"{name}: stop strings need a tokenizer, and this model has none; use stop_ids")
+        text = None
+        if self.tokenizer is not None and (streaming or sampling.stop):
+            text = TextStream(self.tokenizer, sampling.stop)
+        stop_ids = self.stop_ids if sampling.stop_ids is None else frozenset(sampling.stop_ids)
+        return Request(ids, sampling, min(sampling.max_new_tokens, room), stop_ids, name, text)
+
+    def _completion(self, request: Request) -> Completion:
+        assert request.finish_reason is not None
+        text = ""
+        if request.text is not None:
+            text = request.text.text
+        elif self.tokenizer is not None:
+            ended = bool(request.ids) and request.ids[-1] in request.stop_ids
+            text = self.tokenizer.decode(request.ids[:-1] if ended else request.ids)
+        return Completion(request.ids, text, request.logprobs, request.finish_reason)
+
+
+def _each(sampling: Sampling | Sequence[Sampling], count: int) -> Sequence[Sampling]:
+    if isinstance(sampling, Sampling):
+        return [sampling] * count
+    if len(sampling) != count:
+        raise Refused(f"generate: {count} prompts and {len(sampling)} settings; expected one for all or one each")
+    return sampling

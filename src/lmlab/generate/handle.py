@@ -1,0 +1,193 @@
+"""`lmlab.load(reference)`: a model with its tokenizer, chat renderer and engine, for text in and text out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmlab.errors import Refused
+from lmlab.generate.engine import Engine, Piece, Sampling
+from lmlab.generate.score import Scored
+from lmlab.generate.weights import Precision
+from lmlab.model.store import load_model, resolve
+from lmlab.model.transformer import Transformer
+from lmlab.text.chat import Renderer
+from lmlab.text.tokenizer import Tokenizer
+
+Message = Mapping[str, str]
+
+
+def load(reference: str | Path, *, precision: Precision = "float32", max_batch: int = 32, device: str = "cpu") -> Model:
+    """Open a MODEL: a run directory (its last trained language model), a stage's, a model's in lmlab's or Hugging
+    Face's layout with or without tokenizer files, or `hf:OWNER/NAME`. Raises Refused with what was looked for.
+    """
+    folder = resolve(reference)
+    network = load_model(folder).to(device)
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+    return Model(network, tokenizer, folder=folder, precision=precision, max_batch=max_batch)
+
+
+class Model:
+    """A loaded model. Calls that need text need the tokenizer; those on ids do without."""
+
+    def __init__(
+        self,
+        network: Transformer,
+        tokenizer: Tokenizer | None,
+        *,
+        folder: Path | None = None,
+        precision: Precision = "float32",
+        max_batch: int = 32,
+    ) -> None:
+        self.network, self.folder = network.eval(), folder
+        self._tokenizer = tokenizer
+        self._renderer: Renderer | None = None
+        stops, start = (None, None) if tokenizer is not None else _special_ids(folder)
+        self.engine = Engine(
+            network, tokenizer, precision=precision, max_batch=max_batch, stop_ids=stops, start_id=start
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises Refused where the model's directory holds none."""
+        if self._tokenizer is None:
+            raise Refused(
+                f"{self._name}: holds no tokenizer.json, so it takes ids only: engine.generate, engine.score, logits"
+            )
+        return self._tokenizer
+
+    @property
+    def renderer(self) -> Renderer:
+        """From messages to ids. Raises Refused where there is no tokenizer or no chat template."""
+        if self._renderer is None:
+            self._renderer = Renderer(self.tokenizer)
+        return self._renderer
+
+    @property
+    def _name(self) -> str:
+        return "this model" if self.folder is None else str(self.folder)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int | Sequence[int] = 0,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+    ) -> Any:
+        """Continue texts: a list gives a list, a string a string. `seed` is each prompt's, or a list with one each
+        (equal prompts with equal seeds give equal answers). An empty prompt is the start of a document.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        seeds = [seed] * len(texts) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(texts):
+            raise Refused(f"generate: {len(texts)} prompts and {len(seeds)} seeds; expected one seed or one each")
+        settings = [Sampling(max_new_tokens, temperature, top_k, top_p, each, stop=_stops(stop)) for each in seeds]
+        ids = [found or [self.tokenizer.eos_id] for found in self.tokenizer.encode_batch(texts)]
+        answers = [completion.text for completion in self.engine.generate(ids, settings)]
+        return answers[0] if isinstance(prompts, str) else answers
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[Scored]:
+        """Log-probability in nats of each continuation given its context, whether it is what greedy decoding would say,
+        and its tokens. Context and continuation are tokenised apart; white space between them belongs to the
+        continuation.
+        """
+        contexts = self.tokenizer.encode_batch([context for context, _ in pairs])
+        continuations = self.tokenizer.encode_batch([continuation for _, continuation in pairs])
+        return self.engine.score(list(zip(contexts, continuations)))
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        input_ids: Tensor | Sequence[Sequence[int]],
+        attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
+        decoder_input_ids: Any = None,
+    ) -> Tensor:
+        """(batch, time) ids -> (batch, time, vocabulary), a CPU float32 tensor.
+
+        Where `attention_mask` is 0 a token is padding: real tokens do not see it, and positions count real tokens
+        only, so that padding on either side changes nothing. What stands at padding itself has no meaning.
+        """
+        if decoder_input_ids is not None:
+            kind = self.network.config.architecture
+            raise Refused(f"logits: decoder_input_ids belong to encoder-decoder models; {self._name} is a {kind}")
+        device = self.network.embedding.weight.device
+        ids_BT = torch.as_tensor(input_ids, dtype=torch.long, device=device)
+        context, vocabulary = self.network.config.context_length, self.network.config.vocab_size
+        if ids_BT.dim() != 2 or ids_BT.numel() == 0:
+            raise Refused(
+                f"logits: input_ids has the shape {tuple(ids_BT.shape)}; expected (batch, time), neither of them 0"
+            )
+        if int(ids_BT.min()) < 0 or int(ids_BT.max()) >= vocabulary:
+            raise Refused(f"logits: input_ids holds ids outside 0 to {vocabulary - 1}")
+        segments_BT = positions_BT = None
+        longest = ids_BT.shape[1]
+        if attention_mask is not None:
+            segments_BT = torch.as_tensor(attention_mask, dtype=torch.long, device=device)
+            if segments_BT.shape != ids_BT.shape:
+                raise Refused(
+                    f"logits: attention_mask has the shape {tuple(segments_BT.shape)}; expected that of input_ids, "
+                    f"{tuple(ids_BT.shape)}"
+                )
+            positions_BT = (segments_BT.cumsum(1) - 1).clamp_min(0)
+        if longest > context:
+            raise Refused(f"logits: {longest} tokens are more than the model's context of {context}")
+        output = self.network(ids_BT, positions_BT=positions_BT, segments_BT=segments_BT)
+        return output.logits().float().cpu()
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """The assistant's next turn in a conversation ([{"role", "content"}, ...])."""
+        settings = Sampling(max_new_tokens, temperature, top_k, top_p, seed, stop=_stops(stop))
+        return self.engine.generate([self._conversation(messages)], settings)[0].text
+
+    def chat_stream(
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+    ) -> Iterator[Piece]:
+        """The same token by token; closing the iterator stops the work."""
+        settings = Sampling(max_new_tokens, temperature, top_k, top_p, seed, stop=_stops(stop))
+        return self.engine.stream(self._conversation(messages), settings)
+
+    def _conversation(self, messages: Sequence[Message]) -> list[int]:
+        return self.renderer.encode([dict(message) for message in messages], add_generation_prompt=True)
+
+
+def _stops(stop: Sequence[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _special_ids(folder: Path | None) -> tuple[tuple[int, ...], int | None]:
+    """(ids that end an answer, the first of them) as generation_config.json or config.json names them."""
+    for name in ("generation_config.json", "config.json"):
+        path = None if folder is None else folder / name
+        if path is not None and path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            ends = tuple(found) if isinstance(found, list) else (found,)
+            if ends and all(isinstance(each, int) for each in ends):
+                return ends, ends[0]
+    return (), None

@@ -1,0 +1,120 @@
+"""What a stage shows while it works: a progress bar on a terminal, and `metrics.jsonl` always.
+
+The JSON Lines file is the truth; TensorBoard event files are written beside it when that extra is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def say(message: str) -> None:
+    """A line for people, on standard error: standard output belongs to results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bar(title: str, total: int | None, done: int = 0) -> Iterator[Callable[..., None]]:
+    """A progress bar with rate and time left; quiet when standard error is not a terminal.
+
+    Yields `advance(n=1, note="")`.
+    """
+    if not sys.stderr.isatty():
+        yield lambda n=1, note="": None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=total, completed=done, rate="", note="")
+        started, count = time.monotonic(), 0
+
+        def advance(n: int = 1, note: str = "") -> None:
+            nonlocal count
+            count += n
+            rate = count / max(time.monotonic() - started, 1e-9)
+            progress.update(task, advance=n, rate=f"{rate:,.1f}/s", note=note)
+
+        yield advance
+
+
+class Metrics:
+    """Appends one JSON object a line to `metrics.jsonl`; after a resume, lines past the resumed step are cut off.
+
+    So the file of a run that was killed and resumed holds the steps of an uninterrupted one (times aside).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._board: Any = None
+        self._folder = folder
+        self._file = None
+
+    def rewind(self, step: int) -> None:
+        """Keep only whole lines of steps below `step`: those the resumed work does not write again."""
+        self.close()
+        if not self.path.exists():
+            return
+        kept = [line for line in read_jsonl(self.path) if line.get("step", -1) < step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.path)
+
+    def log(self, step: int, values: Mapping[str, float | int | str]) -> None:
+        """Write one line {step, ...values}; numbers go to TensorBoard too."""
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
+            self._board = _tensorboard(self._folder, step)
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    """A TensorBoard writer, or None where the extra [tensorboard] is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; a half-written last line (a kill in mid-write) is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            try:
+                row = json.loads(line) if line else None
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows

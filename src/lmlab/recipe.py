@@ -1,0 +1,290 @@
+"""A recipe: a YAML file that maps a NAME to a stage, run in order into one run directory.
+
+    NAME: {use: KIND, from: {ROLE: OTHER}, ...settings}
+
+Where NAME is itself a kind, `use` may be left out. `from` says which earlier stage (or a path to a stage of another run,
+or to a model) fills a role; left out, it is the nearest stage before that fits. `grid:` crosses settings and `seeds:`
+repeats, into `ARM/seed-N/STAGE`; arms share every stage of equal fingerprint. `description:` is for people.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmlab.config import Config, Document, dump, parse, parse_path, read, validate
+from lmlab.errors import Refused, nearest
+from lmlab.progress import say
+from lmlab.run import RunDirectory, StageKind, finished, identity, write_atomic
+
+KINDS = {
+    "corpus": "lmlab.corpus.stage",
+    "tokenizer": "lmlab.text.stage",
+    "pretrain": "lmlab.train.pretrain",
+    "sft": "lmlab.instruct.sft",
+    "reward": "lmlab.align.reward",
+    "ppo": "lmlab.align.ppo",
+    "evaluate": "lmlab.evaluate.stage",
+    "report": "lmlab.report.stage",
+}
+"""Each kind of stage and the module that holds it as `STAGE`; imported only to run or to check it."""
+
+RESERVED = ("grid", "seeds", "description")
+
+
+def kind(name: str) -> StageKind:
+    """The stage kind of a name."""
+    return importlib.import_module(KINDS[name]).STAGE
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a recipe, checked: its settings typed, and for each role the names or paths that fill it."""
+
+    name: str
+    kind: str
+    spec: StageKind
+    config: Config
+    sources: dict[str, str | list[str]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe: arms (one, called "", without a grid), seeds, and the steps of each arm."""
+
+    name: str
+    arms: dict[str, list[Step]]
+    seeds: tuple[int, ...]
+    resolved: dict[str, Any]
+
+    @property
+    def single(self) -> bool:
+        return len(self.arms) == 1 and len(self.seeds) == 1
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes inside the package, by name."""
+    folder = Path(__file__).parent / "recipes"
+    return {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.yaml"))}
+
+
+def load(reference: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe: a file's path or the name of a shipped one. Raises Refused before any work."""
+    path = Path(reference)
+    if not path.is_file():
+        known = shipped()
+        if reference not in known:
+            raise Refused(f"recipe '{reference}': no such file, and no recipe of that name{nearest(reference, known)}")
+        path = known[reference]
+    document = read(path)
+    document.override(overrides)
+    return check(document, path.stem)
+
+
+def loads(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """As `load`, from YAML text."""
+    document = parse(text, name)
+    document.override(overrides)
+    return check(document, name)
+
+
+def check(document: Document, name: str) -> Recipe:
+    """Type every setting of a parsed recipe; gather every problem into one Refused."""
+    data = document.data
+    seeds = data.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise Refused(
+            f"{document.at(('seeds',))}: seeds: expected a list of whole numbers such as [0, 1, 2], found {seeds}"
+        )
+    problems: list[str] = []
+    arms: dict[str, list[Step]] = {}
+    resolved: dict[str, Any] = {key: data[key] for key in RESERVED if key in data}
+    for arm, settings in _arms(document):
+        try:
+            arms[arm] = _steps(settings, document)
+        except Refused as error:
+            problems += [line for line in str(error).split("\n") if line not in problems]
+    if problems:
+        raise Refused("\n".join(problems))
+    for step in next(iter(arms.values())):
+        resolved[step.name] = {"use": step.kind, "from": step.sources, **step.config.model_dump(mode="json")}
+    return Recipe(name, arms, tuple(dict.fromkeys(seeds)), resolved)
+
+
+def _arms(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The stages of each arm: every combination of the grid's values, named by what differs."""
+    stages = {key: value for key, value in document.data.items() if key not in RESERVED}
+    grid = document.data.get("grid") or {}
+    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
+        raise Refused(
+            f"{document.at(('grid',))}: grid: expected setting: [value, ...], such as pretrain.minutes: [1, 2]"
+        )
+    for values in itertools.product(*grid.values()):
+        settings = Document(copy.deepcopy(stages), {}, document.source)
+        for path, value in zip(grid, values, strict=True):
+            if parse_path(path)[0] not in stages:
+                raise Refused(f"{document.at(('grid', path))}: grid: no stage '{path}'{nearest(path, stages)}")
+            settings.override([f"{path}={dump({'v': value})[3:].strip()}"])
+        arm = ",".join(f"{path}={value}" for path, value in zip(grid, values, strict=True)).replace("/", "_")
+        yield arm, settings.data
+
+
+def _steps(stages: Mapping[str, Any], document: Document) -> list[Step]:
+    steps: list[Step] = []
+    problems: list[str] = []
+    if not stages:
+        raise Refused(f"{document.source}: names no stage (known kinds: {', '.join(KINDS)})")
+    for name, given in stages.items():
+        try:
+            steps.append(_step(name, {} if given is None else given, steps, document))
+        except Refused as error:
+            problems += str(error).split("\n")
+    if problems:
+        raise Refused("\n".join(problems))
+    return steps
+
+
+def _step(name: str, given: Any, before: list[Step], document: Document) -> Step:
+    if not isinstance(given, dict):
+        raise Refused(f"{document.at((name,))}: {name}: expected settings, found {given!r}")
+    used = given.get("use", name)
+    if used not in KINDS:
+        place = document.at((name, "use") if "use" in given else (name,))
+        raise Refused(f"{place}: {name}: '{used}' is no kind of stage{nearest(str(used), KINDS)}")
+    spec = kind(used)
+    settings = {key: value for key, value in given.items() if key not in ("use", "from")}
+    config = validate(spec.config, settings, document, (name,))
+    return Step(name, used, spec, config, _sources(name, spec, given.get("from") or {}, before, document))
+
+
+def _sources(
+    name: str, spec: StageKind, given: Any, before: list[Step], document: Document
+) -> dict[str, str | list[str]]:
+    """Fill each role: as `from` says, else with the nearest stage before that fits."""
+    roles = {item.role for item in spec.inputs}
+    if not isinstance(given, dict):
+        raise Refused(f"{document.at((name, 'from'))}: {name}.from: expected role: stage, with roles {sorted(roles)}")
+    for role in given:
+        if role not in roles:
+            raise Refused(f"{document.at((name, 'from', role))}: {name}.from: no role '{role}'{nearest(role, roles)}")
+    filled: dict[str, str | list[str]] = {}
+    for item in spec.inputs:
+        fitting = [step.name for step in before if step.kind in item.kinds]
+        if item.role in given:
+            chosen = given[item.role]
+            names = chosen if isinstance(chosen, list) else [chosen]
+            for each in names:
+                _check_source(name, item.role, item.kinds, str(each), before, document)
+            filled[item.role] = [str(n) for n in names] if item.several else str(names[-1])
+        elif fitting:
+            filled[item.role] = fitting if item.several else fitting[-1]
+        elif item.required:
+            raise Refused(
+                f"{document.at((name,))}: {name}: needs a '{item.role}': a stage of kind {' or '.join(item.kinds)} "
+                f"before it, or {name}.from.{item.role}=PATH"
+            )
+    return filled
+
+
+def _check_source(
+    name: str, role: str, kinds: Sequence[str], source: str, before: list[Step], document: Document
+) -> None:
+    named = {step.name: step.kind for step in before}
+    place = document.at((name, "from", role))
+    if source in named:
+        if named[source] not in kinds:
+            raise Refused(
+                f"{place}: {name}.from.{role}: '{source}' is a {named[source]}, expected {' or '.join(kinds)}"
+            )
+    elif not Path(source).exists():
+        raise Refused(
+            f"{place}: {name}.from.{role}: no stage before it and no path called '{source}'{nearest(source, named)}"
+        )
+
+
+def _needed(steps: list[Step], last: str) -> set[str]:
+    """The names of `last` and of every stage that it builds on."""
+    by_name = {step.name: step for step in steps}
+    wanted, queue = set(), [last]
+    while queue:
+        name = queue.pop()
+        if name in by_name and name not in wanted:
+            wanted.add(name)
+            for filler in by_name[name].sources.values():
+                queue += filler if isinstance(filler, list) else [filler]
+    return wanted
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    until: str | None = None,
+    only: str | None = None,
+    needs_of: str | None = None,
+    fresh: bool = False,
+) -> Path:
+    """Run a recipe into `out`. `until` stops after a stage; `only` runs one (its inputs must be finished);
+    `needs_of` runs one and what it builds on. `fresh` makes the chosen stages again. Returns `out`.
+    """
+    names = [step.name for step in next(iter(recipe.arms.values()))]
+    for chosen in (until, only, needs_of):
+        if chosen is not None and chosen not in names:
+            raise Refused(f"recipe '{recipe.name}' has no stage '{chosen}'{nearest(chosen, names)}")
+    with RunDirectory(out):
+        write_atomic(out / "recipe.yaml", dump(recipe.resolved))
+    made: dict[str, Path] = {}
+    for arm, steps in recipe.arms.items():
+        for seed in recipe.seeds:
+            place = out if recipe.single else out / (arm or "run") / f"seed-{seed}"
+            if not recipe.single:
+                say(f"arm {arm or 'run'}, seed {seed}")
+            with RunDirectory(place) as directory:
+                chosen = _needed(steps, needs_of) if needs_of else set(names)
+                remade = {only or needs_of} if only or needs_of else set(names)
+                for step in steps:
+                    if step.name in chosen and (only is None or step.name == only):
+                        _run_step(directory, step, seed, made, fresh=fresh and step.name in remade)
+                    if step.name == until:
+                        break
+    return out
+
+
+def _run_step(directory: RunDirectory, step: Step, seed: int, made: dict[str, Path], *, fresh: bool) -> None:
+    inputs: dict[str, Any] = {}
+    for role, filler in step.sources.items():
+        found = {each: _place(directory.path, each) for each in (filler if isinstance(filler, list) else [filler])}
+        inputs[role] = found if isinstance(filler, list) else found[filler]
+    _share(directory.path / step.name, step, seed, inputs, made)
+    done = directory.execute(step.name, step.kind, step.spec, step.config, seed, inputs, fresh=fresh)
+    if done == "skipped":
+        say(f"{step.name}: finished before, skipped")
+    made.setdefault(_key(step, seed, inputs), directory.path / step.name)
+
+
+def _place(root: Path, source: str) -> Path:
+    place = root / source
+    if (place / "provenance.json").exists():
+        return place
+    if not place.exists() and Path(source).exists():
+        return Path(source).resolve()
+    raise Refused(f"{place}: is not finished, and is needed here; run the recipe without --only, or that stage first")
+
+
+def _key(step: Step, seed: int, inputs: Mapping[str, Any]) -> str:
+    places = {r: sorted(map(identity, p.values())) if isinstance(p, dict) else identity(p) for r, p in inputs.items()}
+    return f"{step.kind} {step.config.model_dump_json()} {seed if step.spec.seeded else '-'} {places}"
+
+
+def _share(out: Path, step: Step, seed: int, inputs: Mapping[str, Any], made: Mapping[str, Path]) -> None:
+    """Arms share a stage of equal fingerprint: a relative link to the one that was made first."""
+    twin = made.get(_key(step, seed, inputs))
+    if twin is not None and twin.resolve() != out.resolve() and not out.exists() and finished(twin):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.symlink_to(os.path.relpath(twin.resolve(), out.parent.resolve()))

@@ -1,0 +1,218 @@
+"""report.html: one self-contained page, set by a Jinja template from a report's numbers. No script, nothing fetched."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lmlab.report import views
+from lmlab.report.figures import figures, grid_figures, more
+from lmlab.report.scores import at, duration, interval, is_percent, score, value_of
+from lmlab.report.views import Cell, Table
+from lmlab.report.words import HEADLINES, TEACH, label_of, story
+
+VERDICTS = {True: ("held", "holds"), False: ("failed", "does not hold"), None: ("open", "undecided")}
+OPEN_ROWS = 30
+"""A table of tasks longer than this is folded away."""
+SIDE_BY_SIDE = 5
+"""Arms that fit as columns."""
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """The page of one run's report (`lmlab.report.collect.collect`). Without matplotlib it is a page without plots."""
+    stages = [_section(name, report) for name in report["stages"]]
+    _name_anchors(stages)
+    anchors = {stage["name"]: stage["anchor"] for stage in stages}
+    return _render(
+        "run.html.jinja",
+        report=report,
+        story=story(report),
+        headlines=views.headline_table(report),
+        claims=[{**_claim(each), "anchor": anchors[each["stage"]]} for each in report["claims"]],
+        stages=stages,
+        machine=_machine(report["machine"]),
+        took=duration(report["seconds"]),
+    )
+
+
+def grid_page(report: Mapping[str, Any]) -> str:
+    """The page of a grid's report (`lmlab.report.grid.collect_grid`)."""
+    arms = report["arms"]
+    paths = _headline_paths(arms)
+    first = next(iter(arms), None)
+    others = {name: arm for name, arm in arms.items() if name != first}
+    return _render(
+        "grid.html.jinja",
+        report=report,
+        first=first,
+        arms=_arm_table("Mean over seeds", arms, "scores", paths),
+        differences=_arm_table(f"Difference from {first}", others, "difference", paths) if others else None,
+        everything=_every_score(arms, [p for p in _all_paths(arms) if p not in paths]),
+        figures=_drawn(grid_figures, arms, paths),
+        claims=_grid_claims(arms),
+        seeds={name: arm["seeds"] for name, arm in arms.items()},
+        machine=_machine(report["machine"]),
+        took=duration(report["seconds"]),
+    )
+
+
+def _render(template: str, **view: Any) -> str:
+    return _environment().get_template(template).render(**view, drawn=can_draw())
+
+
+@functools.cache
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_visible,
+    )  # fmt: skip
+    environment.filters["shorten"] = views.shorten
+    return environment
+
+
+def _visible(value: Any) -> Any:
+    """Text from files, its control characters made visible; markup of our own is left as it is."""
+    return views.visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def can_draw() -> bool:
+    """Whether matplotlib (the extra [report]) is here."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _drawn(draw: Callable[..., list[str]], *given: Any) -> list[Any]:
+    """SVG of our own making goes into the page as it is; every text inside was escaped when it was drawn."""
+    from markupsafe import Markup
+
+    return [Markup(each) for each in draw(*given) if each] if can_draw() else []
+
+
+def _section(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
+    stage = report["stages"][name]
+    shown, count = views.samples(stage)
+    matter, every = views.settings(stage)
+    pooled, tasks = views.evaluation(stage) if stage["kind"] == "evaluate" else (None, None)
+    return {
+        "name": name,
+        "anchor": "stage-" + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "x"),
+        "kind": stage["kind"],
+        "status": stage["status"],
+        "error": str(at(stage, "headline", "error") or ""),
+        "seconds": duration(stage["seconds"]) if stage["seconds"] is not None else "",
+        "teach": TEACH.get(stage["kind"], ""),
+        "matter": matter,
+        "settings": every,
+        "scores": views.score_tables(stage),
+        "counts": views.count_tables(stage),
+        "figures": _drawn(figures, name, report),
+        "more": _drawn(more, name, stage),
+        "samples": shown,
+        "sample_count": count,
+        "pooled": pooled,
+        "tasks": tasks,
+        "tasks_open": tasks is not None and len(tasks.rows) <= OPEN_ROWS,
+        "shares": views.shares(stage) if stage["kind"] == "evaluate" else [],
+        "descriptions": views.descriptions(stage),
+        "claims": [_claim(each) for each in report["claims"] if each["stage"] == name],
+        "seed": stage["seed"],
+        "fingerprint": str(stage["fingerprint"] or ""),
+        "finished": str(stage["finished"] or ""),
+    }
+
+
+def _name_anchors(stages: Iterable[dict[str, Any]]) -> None:
+    """Two names that differ in punctuation only must not share an anchor."""
+    taken: set[str] = set()
+    for stage in stages:
+        base, count = stage["anchor"], 2
+        while stage["anchor"] in taken:
+            stage["anchor"], count = f"{base}-{count}", count + 1
+        taken.add(stage["anchor"])
+
+
+def _claim(given: Mapping[str, Any]) -> dict[str, Any]:
+    mark, word = VERDICTS[given["holds"]]
+    if given["holds"] is None and ("not measured" in given["evidence"] or given["evidence"].startswith("no ")):
+        word = "not measured"
+    return {**given, "mark": mark, "word": word}
+
+
+def _machine(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for key, value in machine.items():
+        if isinstance(value, Mapping):
+            rows += [(str(name), str(version)) for name, version in value.items()]
+        elif value is not None:
+            rows.append((key.replace("_", " "), str(value)))
+    return rows
+
+
+def _all_paths(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(path for arm in arms.values() for path in arm["scores"]))
+
+
+def _headline_paths(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The paths of the headline numbers that any arm has, `after` of those with a before and after."""
+    wanted = [".".join(path) for _, path in HEADLINES if path[-1] not in ("xz", "xz_primed", "ngram")]
+    found = _all_paths(arms)
+    ends = {suffix: None for path in wanted for suffix in (path, f"{path}.after")}
+    return [p for p in found if p.partition(".")[2] in ends]
+
+
+def _arm_table(title: str, arms: Mapping[str, Mapping[str, Any]], part: str, paths: list[str]) -> Table | None:
+    """Measures by arms; arms by measures where there are more arms than fit beside each other."""
+    cells = {(name, path): _arm_cell(arm[part].get(path), path, part) for name, arm in arms.items() for path in paths}
+    used = [path for path in paths if any(cells[name, path].value != "–" for name in arms)]
+    if not used:
+        return None
+    if len(arms) <= SIDE_BY_SIDE:
+        return Table(title, list(arms), [(_column(path), [cells[name, path] for name in arms]) for path in used])
+    return Table(
+        title, [_column(path) for path in used], [(name, [cells[name, path] for path in used]) for name in arms]
+    )
+
+
+def _arm_cell(given: Any, path: str, part: str = "scores") -> Cell:
+    it, percent = score(given), is_percent(path.split("."))
+    if it is None:
+        return Cell()
+    if part == "difference":
+        return views.change(it, percent)
+    deviation = at(given, "spread")
+    about = f"± {100 * deviation:.2g}%" if percent and deviation else f"± {deviation:.2g}" if deviation else "± 0"
+    return Cell(value_of(it, percent), f"{about}, {interval(it, percent)}" if it.n > 1 else "one seed", f"{it.n:,}")
+
+
+def _column(path: str) -> str:
+    stage, _, rest = path.partition(".")
+    return f"{stage}: {label_of(rest.removesuffix('.after'))}"
+
+
+def _every_score(arms: Mapping[str, Mapping[str, Any]], paths: list[str]) -> Table | None:
+    """All other scores, one a row, arms as columns."""
+    rows = [(path, [_arm_cell(arm["scores"].get(path), path) for arm in arms.values()]) for path in paths]
+    return Table("Every other score", list(arms), rows) if rows else None
+
+
+def _grid_claims(arms: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Each claim by arm: in how many seeds it held, did not, or stayed open."""
+    keys = dict.fromkeys((c["stage"], c["claim"]) for arm in arms.values() for c in arm["claims"])
+    rows = []
+    for stage, claim in keys:
+        cells = []
+        for arm in arms.values():
+            row = next((c for c in arm["claims"] if (c["stage"], c["claim"]) == (stage, claim)), None)
+            if row is None:
+                cells.append(Cell())
+                continue
+            total = row["held"] + row["failed"] + row["undecided"]
+            rest = [f"{row[k]} {word}" for k, word in (("failed", "not"), ("undecided", "undecided")) if row[k]]
+            cells.append(Cell(f"{row['held']} of {total}", ", ".join(rest)))
+        rows.append((f"{stage}: {claim}", cells))
+    return Table("Claims, in how many seeds they held", list(arms), rows) if rows else None

@@ -1,0 +1,119 @@
+"""The stage `tokenizer`: byte-level BPE trained on a corpus, and what it makes of text that it was not trained on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from lmlab import measure
+from lmlab.config import Config
+from lmlab.errors import Failed, Refused, nearest
+from lmlab.progress import say
+from lmlab.run import Context, Input, StageKind, write_json
+from lmlab.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train
+
+MEASURED_DOCUMENTS = 2000
+"""At most this many documents of a split, evenly spaced, are encoded for the figures: the interval over 2,000 is
+narrow already, and its bootstrap costs memory by the document."""
+
+
+class TokenizerConfig(Config):
+    """Settings of the stage `tokenizer`."""
+
+    vocab_size: int = Field(default=4096, ge=256 + len(SPECIAL_TOKENS))
+    """Entries: special tokens, 256 bytes, merges. Fewer come out if the text has no more pairs worth merging."""
+    min_frequency: int = Field(default=2, ge=1)
+    """A pair of tokens is merged only if it stands at least this often in the text."""
+    split_digits: bool = True
+    """Every digit is a token of its own (LLaMA, PaLM), so that arithmetic can be learnt column by column."""
+    sources: tuple[str, ...] = ()
+    """Train on these sources of the corpus only; empty means all."""
+    max_megabytes: float | None = Field(default=None, gt=0)
+    """Train on whole documents evenly spaced over the corpus, about this many megabytes; null means all of it."""
+
+
+def documents(corpus: Path, split: str, sources: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """(source, text) of a finished corpus' kept documents in their fixed order. Read from its Parquet files, since the
+    corpus' own reader stands a floor above this room. Raises Refused where there are none, or a source is unknown.
+    """
+    parts = sorted((corpus / "documents").glob("part-*.parquet"))
+    if not parts:
+        raise Refused(f"{corpus}: holds no documents: expected documents/part-00000.parquet")
+    known: set[str] = set()
+    columns = ("source", "split", "keep", "text")
+    for part in parts:
+        for batch in pq.ParquetFile(part).iter_batches(4096, columns=list(columns)):
+            for source, which, kept, text in zip(*(batch[name].to_pylist() for name in columns), strict=True):
+                known.add(source)
+                if kept and which == split and (not sources or source in sources):
+                    yield source, text
+    for source in sources:
+        if source not in known:
+            raise Refused(f"tokenizer.sources: the corpus has no source '{source}'{nearest(source, known)}")
+
+
+def run(context: Context) -> Mapping[str, Any]:
+    """Train, measure, write. Cut off, it starts again: it takes seconds, and gives the same again."""
+    config: TokenizerConfig = context.config
+    corpus: Path = context.inputs["corpus"]
+    began = time.perf_counter()
+    texts = [text for _, text in documents(corpus, "train", config.sources)]
+    if config.max_megabytes is not None:
+        total = sum(len(text.encode()) for text in texts)
+        texts = _spread(texts, max(1, round(len(texts) * min(1.0, config.max_megabytes * 1e6 / max(1, total)))))
+    if not texts:
+        raise Failed(f"{corpus}: has no kept training document to train a tokenizer on")
+    tokenizer = train(texts, config.vocab_size, min_frequency=config.min_frequency, split_digits=config.split_digits)
+    trained = time.perf_counter()
+    if tokenizer.vocab_size < config.vocab_size:
+        say(f"tokenizer: {tokenizer.vocab_size} of {config.vocab_size} entries: the text has no more pairs to merge")
+    results = {
+        **_measure(tokenizer, corpus, config),
+        "trained_on": {"documents": len(texts), "bytes": sum(len(text.encode()) for text in texts)},
+    }
+    tokenizer.save(context.out)
+    write_json(context.out / "results.json", results)
+    # Seconds go to the log and not into results.json, which is the same bytes whenever it is made again.
+    context.metrics.log(0, {"seconds_training": trained - began, "seconds_measuring": time.perf_counter() - trained})
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "bytes_per_token": results["bytes_per_token"]["heldout"] or results["bytes_per_token"]["train"],
+    }
+
+
+def _spread(texts: list[Any], count: int) -> list[Any]:
+    """`count` items evenly spaced, in order; all of them if there are no more."""
+    if len(texts) <= count:
+        return texts
+    return [texts[i] for i in np.linspace(0, len(texts) - 1, count).astype(int)]
+
+
+def _measure(tokenizer: Tokenizer, corpus: Path, config: TokenizerConfig) -> dict[str, Any]:
+    """Bytes per token of each split (documents are the units of the interval), by source, and vocabulary use."""
+    per_token: dict[str, Any] = {}
+    by_source: dict[str, dict[str, Any]] = {}
+    used: dict[str, int] = {}
+    for split in ("train", "heldout"):
+        sample = _spread([d for d in documents(corpus, split, config.sources) if d[1]], MEASURED_DOCUMENTS)
+        encoded = tokenizer.encode_batch([text for _, text in sample])
+        size = np.array([len(text.encode()) for _, text in sample], dtype=np.float64)
+        tokens = np.array([len(ids) for ids in encoded], dtype=np.float64)
+        per_token[split] = measure.ratio(size, tokens).to_json() if sample else None
+        origin = np.array([source for source, _ in sample])
+        by_source[split] = {
+            str(source): measure.ratio(size[origin == source], tokens[origin == source]).to_json()
+            for source in np.unique(origin)
+        }
+        seen = np.unique(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded])) if sample else []
+        used[split] = len(seen)
+    vocabulary = {"size": tokenizer.vocab_size, "special": len(tokenizer.special_tokens), "used": used}
+    return {"bytes_per_token": per_token, "by_source": by_source, "vocabulary": vocabulary}
+
+
+STAGE = StageKind(config=TokenizerConfig, run=run, inputs=(Input("corpus", ("corpus",)),), seeded=False)

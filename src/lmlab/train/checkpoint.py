@@ -1,0 +1,93 @@
+"""Checkpoints: atomic, checksummed, without pickle; the newest good one is found by its checksums.
+
+    checkpoints/step-00000500/   network.safetensors  optimizer.safetensors  state.json (with the sha256 of the others)
+
+`torch.distributed.checkpoint`'s own writer pickles its metadata, so these files are safetensors and JSON (see
+docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lmlab.errors import Failed
+from lmlab.progress import say
+from lmlab.run import digest_file, folder_atomic, write_json
+from lmlab.train.optimizer import named_state, restore_state
+
+
+def save(folder: Path, step: int, network: nn.Module, optimizers: list[Any], state: dict[str, Any], keep: int) -> Path:
+    """Write the checkpoint taken before `step`; then drop all but the newest `keep`."""
+    path = folder / f"step-{step:08d}"
+    try:
+        with folder_atomic(path) as temporary:
+            save_file(_apart(trained_state(network)), temporary / "network.safetensors")
+            save_file(_apart(named_state(network, optimizers)), temporary / "optimizer.safetensors")
+            sums = {file.name: digest_file(file) for file in temporary.iterdir()}
+            write_json(temporary / "state.json", {**state, "step": step, "sha256": sums})
+    except OSError as error:
+        raise Failed(
+            f"{path}: could not be written ({error.strerror}); the checkpoints before it are untouched"
+        ) from None
+    for old in listed(folder)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def trained_state(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors that training changes: parameters that take a gradient, and buffers that are kept."""
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in network.state_dict().items() if name not in frozen}
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """safetensors refuses two names for one memory: the second (a tied weight) is left out."""
+    seen: set[int] = set()
+    kept = {}
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            seen.add(tensor.data_ptr())
+            kept[name] = tensor.contiguous()
+    return kept
+
+
+def listed(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
+
+
+def good(path: Path) -> dict[str, Any] | None:
+    """The state of a checkpoint whose files match their checksums, else None."""
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if all(digest_file(path / name) == wanted for name, wanted in state["sha256"].items()):
+            return state
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # unreadable, not UTF-8, not JSON, or not what was written: damaged all the same
+    return None
+
+
+def restore(folder: Path, network: nn.Module, optimizers: list[Any]) -> dict[str, Any] | None:
+    """Load the newest good checkpoint into network and optimizers; its state, or None where there is none.
+
+    A damaged one is said aloud and passed over for the one before.
+    """
+    for path in reversed(listed(folder)):
+        state = good(path)
+        if state is None:
+            say(f"{path}: is damaged (a checksum differs); using the one before")
+            continue
+        wanted = set(_apart(trained_state(network)))
+        weights = load_file(path / "network.safetensors")
+        if set(weights) != wanted:
+            raise Failed(f"{path}: holds other weights than this network: {sorted(set(weights) ^ wanted)[:3]}")
+        network.load_state_dict(weights, strict=False)
+        restore_state(network, optimizers, load_file(path / "optimizer.safetensors"))
+        return state
+    return None

@@ -1,0 +1,96 @@
+"""Which optimizer serves which parameter, and the optimizers' state under the parameters' names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lmlab.config import Config
+from lmlab.train.muon import Muon
+
+
+class OptimizerConfig(Config):
+    """Adam's settings default to the survey's (section 4.3.1): betas 0.9 and 0.95, eps 1e-8, weight decay 0.1."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: the hidden layers' matrices by Muon, all else (embeddings, head, norms) by AdamW."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    matrix_learning_rate: float = Field(default=0.02, gt=0)
+    """Muon's."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Of matrices; gains, biases and embeddings are not decayed."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon's."""
+
+
+def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    return parameter.dim() == 2 and not any(word in name for word in ("embedding", "position", "head", "score"))
+
+
+def make_optimizers(network: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """One optimizer, or two for muon. Each group remembers its peak rate as `peak`."""
+    named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+    matrices = [p for n, p in named if _is_hidden_matrix(n, p)]
+    others = [p for n, p in named if not _is_hidden_matrix(n, p)]
+    made: list[torch.optim.Optimizer] = []
+    adam_groups = [{"params": others, "weight_decay": 0.0}]
+    if config.name == "muon":
+        dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
+        made.append(Muon(matrices, config.matrix_learning_rate, config.momentum, config.weight_decay, dtype))
+    else:
+        adam_groups.append({"params": matrices, "weight_decay": config.weight_decay})
+    groups = [group for group in adam_groups if group["params"]]
+    if groups:
+        made.append(torch.optim.AdamW(groups, config.learning_rate, config.betas, config.eps, fused=True))
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return made
+
+
+def _fast_bfloat16() -> bool:
+    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def set_rate(optimizers: Sequence[torch.optim.Optimizer], fraction: float) -> float:
+    """Set every group's rate to a fraction of its peak; returns the first group's rate, for the log."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * fraction
+    return float(optimizers[0].param_groups[0]["lr"])
+
+
+def named_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimizers' tensors as {`parameter/state`: tensor}, to be saved without pickle."""
+    names = {id(p): n for n, p in network.named_parameters()}
+    return {
+        f"{names[id(parameter)]}/{key}": value
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def restore_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], saved: dict[str, Tensor]) -> None:
+    """Put `named_state`'s tensors back."""
+    parameters = dict(network.named_parameters())
+    owner = {id(p): o for o in optimizers for g in o.param_groups for p in g["params"]}
+    for name, value in saved.items():
+        parameter_name, key = name.rsplit("/", 1)
+        parameter = parameters[parameter_name]
+        owner[id(parameter)].state[parameter][key] = value
+
+
+def clip(parameters: Sequence[Tensor], largest: float) -> float:
+    """Scale all gradients so that their global norm is at most `largest` (0: only measure). Returns the norm before."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    if largest and norm > largest:
+        torch._foreach_mul_(gradients, largest / (norm + 1e-6))
+    return norm

@@ -1,0 +1,110 @@
+"""One dial: how long may pretraining take on this machine? Shape, steps, precision and kernel follow, and are printed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from lmlab.config import Config
+from lmlab.model.config import Activation, ModelConfig
+from lmlab.train.fastest import can_compile, measure
+
+
+class Shape(Config):
+    """The model's shape; what is left out is derived from the minutes."""
+
+    layers: int | None = Field(default=None, ge=1)
+    d_model: int | None = Field(default=None, ge=8)
+    heads: int | None = Field(default=None, ge=1)
+    kv_heads: int | None = Field(default=None, ge=1)
+    head_dim: int | None = Field(default=None, ge=2)
+    d_ff: int | None = Field(default=None, ge=1)
+    context_length: int = Field(default=256, ge=8)
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    norm_bias: bool = False
+    eps: float = 1e-5
+    activation: Activation = "swiglu"
+    position: Literal["learned", "rope", "none"] = "rope"
+    rope_theta: float = 10000.0
+    bias: bool = False
+    qk_norm: bool = False
+    tie_embeddings: bool = True
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Shape:
+        """What cannot be is refused when the recipe is read, not when the stage starts."""
+        shape_of_width(self, self.d_model or LADDER[0], 4096)
+        return self
+
+
+LADDER = tuple(64 * rung for rung in range(1, 33))
+"""Widths that the dial may choose."""
+
+
+def shape_of_width(given: Shape, d_model: int, vocab_size: int) -> ModelConfig:
+    """The model of a width: one layer for every 48 of it, heads of 64 (the ladder's rule, where the recipe is silent)."""
+    named = {key: value for key, value in given.model_dump().items() if value is not None}
+    derived = {"layers": max(2, round(d_model / 48)), "d_model": d_model, "vocab_size": vocab_size}
+    merged = {**derived, **named}
+    merged.setdefault("heads", max(1, merged["d_model"] // 64))
+    try:
+        return ModelConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ValueError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
+
+
+def make_plan(
+    given: Shape,
+    vocab_size: int,
+    *,
+    minutes: float | None,
+    steps: int | None,
+    batch_tokens: int,
+    precision: str,
+    compile_wish: bool | None,
+    tokens_per_parameter: float,
+) -> dict[str, Any]:
+    """Decide what the recipe leaves open. Reads the clock: call it through `Context.plan`.
+
+    Width: the largest rung whose run of `minutes` still sees `tokens_per_parameter` tokens a parameter, at the training
+    speed measured on the rung itself.
+    """
+    length = given.context_length
+    rows = max(1, batch_tokens // length)
+    probe_rows = min(rows, 16)
+    precisions = (precision,) if precision != "auto" else ("float32", "float32-onednn", "bfloat16")
+    start = shape_of_width(given, given.d_model or 192, vocab_size)
+    table = measure(start, probe_rows, length, precisions)
+    best = table[0]
+    chosen, speed = start, best["tokens_per_second"]
+    if minutes is not None and given.d_model is None:
+        flops = speed * start.flops_per_token(length)
+        for width in LADDER:
+            shape = shape_of_width(given, width, vocab_size)
+            expected = minutes * 60 * flops / shape.flops_per_token(length)
+            if width == LADDER[0] or expected >= tokens_per_parameter * shape.parameters()["total"]:
+                chosen, speed = shape, flops / shape.flops_per_token(length)
+        if chosen != start:
+            speed = measure(chosen, probe_rows, length, (best["precision"],))[0]["tokens_per_second"]
+    seconds = (minutes or 0) * 60
+    compiled = compile_wish if compile_wish is not None else can_compile() and seconds >= 90
+    if steps is None:
+        overhead = 25.0 if compiled else 0.0
+        gain = 1.08 if compiled else 1.0
+        usable = max(0.3 * seconds, 0.95 * seconds - overhead)
+        steps = max(10, math.floor(usable * speed * gain * 0.9 / (rows * length)))
+    return {
+        "model": chosen.model_dump(mode="json"),
+        "parameters": chosen.parameters(),
+        "precision": best["precision"],
+        "kernel": best["kernel"],
+        "compile": compiled,
+        "steps": steps,
+        "rows": rows,
+        "length": length,
+        "tokens": steps * rows * length,
+        "measured": table,
+    }

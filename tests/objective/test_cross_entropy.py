@@ -1,0 +1,76 @@
+"""The chunked cross-entropy is the textbook one, in value and gradients, for any chunk; labels come from lengths."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmlab.objective.batch import pad_rows
+from lmlab.objective.cross_entropy import linear_cross_entropy, token_logprobs
+
+
+def problem(rows: int, width: int, vocabulary: int, seed: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, width, generator=generator).requires_grad_()
+    head = torch.randn(vocabulary, width, generator=generator).requires_grad_()
+    targets = torch.randint(0, vocabulary, (rows,), generator=generator)
+    weights = torch.rand(rows, generator=generator) * (torch.rand(rows, generator=generator) < 0.7)
+    return hidden, head, targets, weights
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    width=st.integers(1, 9),
+    vocabulary=st.integers(2, 30),
+    chunk=st.integers(1, 50),
+    seed=st.integers(0, 999),
+)
+def test_value_and_gradients_are_the_textbook_s(rows: int, width: int, vocabulary: int, chunk: int, seed: int) -> None:
+    hidden, head, targets, weights = problem(rows, width, vocabulary, seed)
+    wanted = (F.cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
+    found = linear_cross_entropy(hidden, head, targets, weights, chunk=chunk)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
+    scale = 0.37  # what comes from above the loss must reach both gradients
+    for a, b in zip(
+        torch.autograd.grad(found * scale, (hidden, head)), torch.autograd.grad(wanted * scale, (hidden, head))
+    ):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(hidden, head, targets, weights, chunk=chunk), wanted)
+
+
+def test_under_autocast_it_is_near_and_its_sum_is_float32() -> None:
+    hidden, head, targets, weights = problem(30, 16, 40, 0)
+    exact = linear_cross_entropy(hidden, head, targets, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = linear_cross_entropy(hidden, head, targets, weights)
+    assert rough.dtype == torch.float32
+    assert rough.item() == pytest.approx(exact.item(), rel=0.02)
+    assert rough.item() != exact.item()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 99), temperature=st.floats(0.3, 3))
+def test_token_logprobs_are_log_softmax_at_the_temperature(seed: int, temperature: float) -> None:
+    hidden, head, targets, _ = problem(9, 6, 20, seed)
+    wanted = ((hidden @ head.T) / temperature).log_softmax(-1)[torch.arange(9), targets]
+    torch.testing.assert_close(token_logprobs(hidden, head, targets, temperature), wanted, atol=1e-5, rtol=1e-5)
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=12), min_size=1, max_size=4),
+    pad=st.integers(0, 5),
+    multiple=st.integers(1, 16),
+)
+def test_padding_never_trains_whatever_its_id(rows: list[list[int]], pad: int, multiple: int) -> None:
+    """The pad may equal a real token (its end of text): labels come from lengths."""
+    flags = [[index % 3 != 1 for index in range(len(row))] for row in rows]
+    batch = pad_rows(list(zip(rows, flags)), pad, multiple)
+    assert batch.tokens_BT.shape[1] % multiple == 0
+    for index, (row, trained) in enumerate(zip(rows, flags)):
+        n = len(row) - 1
+        assert batch.tokens_BT[index, :n].tolist() == row[:-1]
+        assert batch.targets_BT[index, :n].tolist() == row[1:]
+        assert batch.mask_BT[index].tolist() == trained[1:] + [False] * (batch.mask_BT.shape[1] - n)
