@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from html_check import check
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from synthetic_run import ORDER, make_grid, make_run, results, write_json
 
@@ -137,9 +137,10 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 WHOLE = {name: value if name != "evaluate" else {**value, "unparsed": {}} for name, value in results().items()}
 PATHS = [path for path in paths(WHOLE) if len(path) < 5]
-OTHER = st.sampled_from(
-    [None, [], {}, "text", 3, -1.5, True, [1, "a"], [{"text": None}], {"value": 1, "low": None, "high": 2, "n": 0}]
-)
+OTHERS: list[Any] = [
+    None, [], {}, "text", 3, -1.5, True, [1, "a"], [{"text": None}], {"value": 1, "low": None, "high": 2, "n": 0},
+]  # fmt: skip
+OTHER = st.sampled_from(OTHERS)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -149,6 +150,7 @@ OTHER = st.sampled_from(
     files=st.lists(st.tuples(st.sampled_from(ORDER), st.sampled_from(["provenance", "results"])), max_size=3),
     stages=st.sets(st.sampled_from(ORDER), min_size=1),
 )
+@example(gone=[], changed=[(("corpus",), OTHERS[-1])], files=[], stages={"corpus"})  # results that are one bare score
 def test_whatever_is_missing_there_is_a_page(
     gone: list[tuple[Any, ...]],
     changed: list[tuple[tuple[Any, ...], Any]],

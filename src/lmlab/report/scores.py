@@ -59,8 +59,8 @@ def at(tree: Any, *path: str) -> Any:
 
 
 def find(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Score]]:
-    """Every score in nested mappings, with its path, in the order written."""
-    if is_score(tree):
+    """Every score in nested mappings, with its path, in the order written. The tree itself is never one: it has no name."""
+    if path and is_score(tree):
         found = score(tree)
         if found is not None:
             yield path, found
