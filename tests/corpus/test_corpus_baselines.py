@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import math
 
@@ -69,6 +70,21 @@ def test_xz_shares_add_up_to_the_stream() -> None:
     assert coarse.bits.sum() == found.bits.sum() and coarse.bytes.sum() == len(whole)
 
 
+def test_the_excess_is_paired_and_comes_back_from_a_file() -> None:
+    texts = [prose(seed, 100 + 60 * seed) for seed in range(12)]
+    for alone in (baselines.xz(texts), baselines.xz(texts, budget=1)):
+        alone = baselines.Baseline.from_json(json.loads(json.dumps(alone.to_json())))
+        sizes = np.array([len(text.encode()) for text in texts])
+        rate = alone.bits.sum() / alone.bytes.sum()
+        assert alone.excess(rate * sizes - 0.5 * sizes).value == pytest.approx(-0.5)
+        # A model that saves 5% on every unit is surely better, though the units' own rates lie far apart.
+        saving = np.repeat(-0.05 * alone.bits / alone.documents, alone.documents)
+        exact = np.repeat(alone.bits / alone.documents, alone.documents)
+        excess = alone.excess(exact + saving)
+        assert excess.high < 0 and excess.n == len(alone.bits)
+        assert excess.high - excess.low < 0.2 * (alone.score.high - alone.score.low)
+
+
 def test_priming_helps_with_like_text_and_is_exact_in_the_whole() -> None:
     texts = [prose(seed, 300) for seed in range(4)]
     training = [prose(seed, 300) for seed in range(100, 140)]
@@ -82,8 +98,9 @@ def test_priming_helps_with_like_text_and_is_exact_in_the_whole() -> None:
 
 def test_measure_gives_the_three_and_spread_takes_from_everywhere() -> None:
     training = [prose(seed, 300) for seed in range(30)]
-    scores = baselines.measure([prose(seed, 300) for seed in range(100, 104)], training)
-    assert set(scores) == {"xz", "xz_primed", "ngram"}
+    found = baselines.measure([prose(seed, 300) for seed in range(100, 104)], training)
+    assert set(found) == {"xz", "xz_primed", "ngram"}
+    scores = {name: each.score for name, each in found.items()}
     assert all(0 < s.low <= s.value <= s.high and math.isfinite(s.high) for s in scores.values())
     some = baselines.spread(training, 10_000)
     places = [training.index(text) for text in some]

@@ -70,6 +70,7 @@ def pretrain(jitter: float) -> dict[str, Any]:
             "xz": score(1.512, 0.031, 153),
             "xz_primed": score(1.301, 0.034, 153),
             "ngram": score(1.433, 0.028, 153),
+            "excess": {"xz": score(-0.418, 0.02, 153)},
         },
         "parameters": 5_243_136,
         "tokens": 4_915_200,

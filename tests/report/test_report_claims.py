@@ -54,6 +54,14 @@ def test_a_paired_change_decides_where_two_intervals_cannot() -> None:
     assert verdict("pretrain", lower, "Training lowers") is True
 
 
+def test_a_rival_is_judged_document_by_document_where_that_was_measured() -> None:
+    wide = {"bits_per_byte": {"after": score(1.5, 0.3, 9), "xz": score(1.8, 0.3, 9)}}
+    assert verdict("pretrain", wide, "xz -9e alone") is None
+    for excess, holds in ((-0.3, True), (0.3, False), (0.0, None)):
+        wide["bits_per_byte"]["excess"] = {"xz": score(excess, 0.1, 9)}
+        assert verdict("pretrain", wide, "xz -9e alone") is holds
+
+
 def test_sft_is_judged_on_seen_unseen_and_each_family() -> None:
     up, down, same = (
         {"before": share(a, 200), "after": share(b, 200)} for a, b in ((0.1, 0.9), (0.9, 0.1), (0.5, 0.5))

@@ -132,7 +132,8 @@ def _pretrain(stage: Stage) -> Iterator[Verdict]:
     )
     for key, claim, name in rivals:
         if key != "xz_primed" or at(bits, key) is not None:
-            yield _versus(claim, score(at(bits, "after")), score(at(bits, key)), ("model", name), lower=True)
+            both = score(at(bits, "after")), score(at(bits, key))
+            yield _versus(claim, *both, ("model", name), lower=True, change=score(at(bits, "excess", key)))
 
 
 def _sft(stage: Stage) -> Iterator[Verdict]:

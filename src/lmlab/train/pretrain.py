@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -11,13 +12,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from lmlab.config import Config
+from lmlab.corpus.baselines import Baseline
 from lmlab.corpus.baselines import measure as measure_baselines
 from lmlab.corpus.shards import Shard, write_shard
 from lmlab.corpus.store import documents
 from lmlab.errors import Failed
 from lmlab.generate.engine import Engine, Sampling
 from lmlab.generate.weights import Precision
-from lmlab.measure import Score, ratio
+from lmlab.measure import ratio
 from lmlab.model.config import ModelConfig
 from lmlab.model.store import save_model
 from lmlab.model.transformer import Transformer
@@ -98,18 +100,17 @@ def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> tuple[Shard
     return shards[0], shards[1], sizes
 
 
-def bits_per_byte(
-    model: Transformer, tokenizer: Tokenizer, heldout: Shard, sizes: list[int], precision: Precision
-) -> Score:
-    """Bits per byte of held-out documents: -log2 P summed over tokens / bytes, the interval over documents.
+def document_bits(model: Transformer, tokenizer: Tokenizer, heldout: Shard, precision: Precision) -> list[float]:
+    """Bits of each held-out document, -log2 P summed over its tokens. Over its bytes they are comparable between models
+    of different tokenizers.
 
     Windows slide by half a context, so that every token but a document's first ones has at least half a context before
-    it. Bytes do not depend on the tokenizer, so models with different ones can be compared.
+    it.
     """
     engine = Engine(model, tokenizer, precision=precision)
     length = model.config.context_length
     nats = engine.score_documents([heldout.document(i) for i in range(len(heldout))], window=length, stride=length // 2)
-    return ratio([n / math.log(2) for n in nats], sizes)
+    return [each / math.log(2) for each in nats]
 
 
 def _once(path: Path, make: Any) -> Any:
@@ -141,10 +142,9 @@ def run(context: Context) -> Mapping[str, Any]:
     model = Transformer(shape).initialise(context.seed)
     model.kernel = plan["kernel"]
     precision: Precision = "bfloat16" if plan["precision"] == "bfloat16" else "float32"
-    before = _once(
-        context.out / "before.json", lambda: bits_per_byte(model, tokenizer, heldout, sizes, precision).to_json()
-    )
-    base = _once(context.out / "baselines.json", lambda: _baselines(corpus)) if config.baselines else {}
+    measure = functools.partial(document_bits, model, tokenizer, heldout, precision)
+    before = _once(context.out / "before.json", lambda: ratio(measure(), sizes).to_json())
+    base = _baselines(context.out / "baselines.json", corpus) if config.baselines else {}
     settings = TrainConfig(
         steps=plan["steps"],
         optimizer=config.optimizer,
@@ -161,9 +161,12 @@ def run(context: Context) -> Mapping[str, Any]:
     )
     last = fit(model, LanguageModel(), source, settings, context, tokens=lambda batch: batch.tokens_BT.numel())
     model.kernel = "auto"
-    after = bits_per_byte(model, tokenizer, heldout, sizes, precision)
+    bits = measure()
+    after = ratio(bits, sizes)
     save_model(context.out / "model", model, tokenizer)
-    scores = {"before": before, "after": after.to_json(), **base}
+    scores = {"before": before, "after": after.to_json(), **{name: each.score.to_json() for name, each in base.items()}}
+    if base:
+        scores["excess"] = {name: each.excess(bits).to_json() for name, each in base.items()}
     write_json(
         context.out / "results.json",
         {
@@ -180,9 +183,12 @@ def run(context: Context) -> Mapping[str, Any]:
     return {"bits_per_byte": after.value, "parameters": shape.parameters()["total"], "loss": last.get("loss")}
 
 
-def _baselines(corpus: Path) -> dict[str, Any]:
-    texts = {split: [row["text"] for row in documents(corpus, split)] for split in ("train", "heldout")}
-    return {name: score.to_json() for name, score in measure_baselines(texts["heldout"], texts["train"]).items()}
+def _baselines(path: Path, corpus: Path) -> dict[str, Baseline]:
+    def make() -> dict[str, Any]:
+        texts = {split: [row["text"] for row in documents(corpus, split)] for split in ("train", "heldout")}
+        return {name: each.to_json() for name, each in measure_baselines(texts["heldout"], texts["train"]).items()}
+
+    return {name: Baseline.from_json(row) for name, row in _once(path, make).items()}
 
 
 def continuations(model: Transformer, tokenizer: Tokenizer, prompts: tuple[str, ...]) -> list[dict[str, str]]:
