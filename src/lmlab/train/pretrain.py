@@ -39,7 +39,7 @@ class PretrainOptimizer(OptimizerConfig):
 
     name: Literal["adamw", "muon"] = "muon"
     learning_rate: float = Field(default=1.6e-2, gt=0)
-    matrix_learning_rate: float = Field(default=0.01, gt=0)
+    matrix_learning_rate: float = Field(default=0.02, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
 
 
@@ -60,7 +60,7 @@ class PretrainConfig(Config):
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps, instead of what the minutes allow."""
     model: Shape = Shape()
-    tokens_per_parameter: float = Field(default=0.6, gt=0)
+    tokens_per_parameter: float = Field(default=2.0, gt=0)
     """How the dial trades width for steps. Compute-optimal training of large models takes about 20 (2203.15556); in a few
     minutes on a small corpus far fewer are best (measured, docs/lab-notes.md)."""
     batch_tokens: int = Field(default=2048, ge=1)
