@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,11 @@ class Output:
     head_bias_V: Tensor | None = None
     logit_softcap: float | None = None
     penalty: Tensor | None = None
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """Bias and softcap as keywords of `linear_cross_entropy` and `token_logprobs`."""
+        return {"bias_V": self.head_bias_V, "softcap": self.logit_softcap}
 
     def logits(self, hidden: Tensor | None = None) -> Tensor:
         """Logits in float32 of all positions, or of the given hidden states (..., D) -> (..., V)."""
