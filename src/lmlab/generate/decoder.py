@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmlab.errors import Refused
 from lmlab.generate.cache import Cache
@@ -31,24 +31,10 @@ Attend = Callable[[int, Tensor], Tensor]
 
 
 KNOWN = frozenset(
-    (
-        "kv_heads",
-        "head_dim",
-        "d_ff",
-        "norm",
-        "norm_bias",
-        "eps",
-        "activation",
-        "rope_theta",
-        "bias",
-        "qkv_bias",
-        "attention_out_bias",
-        "feed_forward_bias",
-        "qk_norm",
-        "tie_embeddings",
-        "dropout",
-        "initialisation",
-    )
+    {
+        *("kv_heads", "head_dim", "d_ff", "norm", "norm_bias", "eps", "activation", "rope_theta", "bias", "qkv_bias"),
+        *("attention_out_bias", "feed_forward_bias", "qk_norm", "tie_embeddings", "dropout", "initialisation"),
+    }
 )
 """Switches of a model that this decoder knows at any setting; of the others, their defaults."""
 
@@ -93,7 +79,7 @@ class Decoder:
         self.cos, self.sin = (each.cpu().numpy() for each in angles)
         blocks = cast(list[Block], list(self.model.blocks))
         self.layers: list[Layer] = [lay_out(block, self.precision, rotated) for block in blocks]
-        self.final_norm = Norm(self.model.final_norm, self.config.d_model)
+        self.final_norm = Norm(cast(nn.Module, self.model.final_norm), self.config.d_model)
         self.head = head_of(self.model, self.final_norm, self.precision)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:

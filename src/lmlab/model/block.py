@@ -87,6 +87,11 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Positions, blocks and final norm of an encoder or a decoder: embedded tokens in, hidden states out."""
 
+    cos: Tensor
+    sin: Tensor
+    sinusoids: Tensor
+    slopes: Tensor
+
     def __init__(self, config: ModelConfig, encoder: bool = False) -> None:
         super().__init__()
         self._assemble(config, encoder)
@@ -141,7 +146,7 @@ class Stack(nn.Module):
             else:
                 place.cos, place.sin = self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None]
         elif config.position == "alibi":
-            place.bias = Alibi(cast(Tensor, self.slopes))
+            place.bias = Alibi(self.slopes)
         elif self.relative_bias is not None:
             place.bias = Buckets(self.relative_bias.weight, config.relative_distance, self.is_encoder)
         elif config.position == "transformer-xl":

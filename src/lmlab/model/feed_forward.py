@@ -19,6 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "glu": torch.sigmoid,
     "swiglu": F.silu,
     "geglu": F.gelu,
+    "geglu-tanh": lambda x: F.gelu(x, approximate="tanh"),
     "reglu": F.relu,
 }
 

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from lmlab.config import Config
 
-Activation = Literal["relu", "gelu", "gelu-tanh", "silu", "glu", "swiglu", "geglu", "reglu", "relu2"]
-GATED: frozenset[str] = frozenset({"glu", "swiglu", "geglu", "reglu"})
+Activation = Literal["relu", "gelu", "gelu-tanh", "silu", "glu", "swiglu", "geglu", "geglu-tanh", "reglu", "relu2"]
+GATED: frozenset[str] = frozenset({"glu", "swiglu", "geglu", "geglu-tanh", "reglu"})
 
 Architecture = Literal["causal-decoder", "prefix-decoder", "encoder-decoder"]
 Placement = Literal["pre", "post", "sandwich", "deepnorm", "parallel", "reordered"]
