@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmlab.model.pattern import FULL, Pattern
-from lmlab.model.seeing import Bias, Sight
+from lmlab.model.pattern import Pattern
+from lmlab.model.seeing import Bias, Sight, look
 
 Kernel = Literal["auto", "math", "sdpa", "flex"]
 Resolved = Literal["math", "sdpa", "flex"]
@@ -107,13 +107,11 @@ def _score_function(scores: Scores) -> Callable[..., Tensor] | None:
     if softcap is None and bias is None and dense is None:
         return None
     sight = scores.sight
-    query_positions, key_positions = sight.query_positions_BT, sight.key_positions_BS
 
     def change(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if bias is not None:
-            query = i if query_positions is None else query_positions[b, i]
-            key = j if key_positions is None else key_positions[b, j]
-            score = score + bias.of(query - key, h)
+            distance = look(sight.query_positions_BT, b, i) - look(sight.key_positions_BS, b, j)
+            score = score + bias.of(distance, h)
         elif dense is not None:
             score = score + (dense[b, h, i, j] if len(dense) > 1 else dense[0, h, i, j])
         return score if softcap is None else softcap * torch.tanh(score / softcap)
@@ -126,5 +124,3 @@ KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, Scores], Tensor]] = {
     "sdpa": attend_sdpa,
     "flex": attend_flex,
 }
-
-__all__ = ["FULL", "KERNELS", "Kernel", "Resolved", "Scores", "attend_flex", "attend_math", "attend_sdpa"]

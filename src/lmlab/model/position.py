@@ -26,7 +26,7 @@ def scaled_frequencies(dim: int, theta: float, scaling: RopeScaling, length: int
     """Frequencies (dim / 2,) of a stretched rotation, and the factor on cos and sin. Sources stand at `RopeScaling`."""
     power = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
     frequency = theta**-power
-    original = scaling.original_context or round(length / scaling.factor)
+    original = scaling.original_context or max(1, round(length / scaling.factor))
     if scaling.kind == "ntk":
         return (theta * scaling.factor ** (dim / max(dim - 2, 1))) ** -power, 1.0
     if scaling.kind == "llama3":

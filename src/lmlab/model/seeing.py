@@ -77,21 +77,20 @@ class Sight:
 
     def function(self, pattern: Pattern = FULL) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """The same as a function of (batch, head, query index, key index), for FlexAttention."""
-        query_positions = self._query_positions().expand(self._rows(), -1)
-        key_positions = self._key_positions().expand(self._rows(), -1)
 
         def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             seen = i >= 0
+            key = look(self.key_positions_BS, b, j)
             if self.causal:
                 seen = j <= i
                 if self.prefix_BS is not None:
-                    seen = seen | (key_positions[b, j] < self.prefix_BS[b, j])
+                    seen = seen | (key < look(self.prefix_BS, b, j))
             if self.query_segments_BT is not None and self.key_segments_BS is not None:
-                query = self.query_segments_BT[b, i]
-                same = query == self.key_segments_BS[b, j]
+                query = look(self.query_segments_BT, b, i)
+                same = query == look(self.key_segments_BS, b, j)
                 seen = seen & (same if self.causal else same | (query == PADDING))
             if pattern != FULL:
-                seen = seen & pattern.sees(query_positions[b, i], key_positions[b, j])
+                seen = seen & pattern.sees(look(self.query_positions_BT, b, i), key)
             return seen
 
         return sees
@@ -103,6 +102,13 @@ class Sight:
     @property
     def varies_by_row(self) -> bool:
         return self._rows() > 1
+
+
+def look(table: Tensor | None, b: Tensor, i: Tensor) -> Tensor:
+    """Entry i of row b of a table (B or 1, T), or i itself where there is none."""
+    if table is None:
+        return i
+    return table[b, i] if len(table) > 1 else table[0, i]
 
 
 class Bias(Protocol):
