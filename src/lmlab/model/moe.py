@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -137,7 +136,8 @@ class MoE(nn.Module):
             kept_NC = torch.stack((kept_NC[:, 0], kept_NC[:, 1] & drawn_N), dim=1)
         factor = self.moe.capacity_factor if self.training else self.moe.evaluation_capacity_factor
         if factor is not None:
-            capacity = math.ceil(factor * C * N / self.moe.experts)
+            tokens = torch.as_tensor(N, device=kept_NC.device) if real_N is None else real_N.sum()
+            capacity = torch.ceil(tokens.double() * factor * C / self.moe.experts)
             # All first choices queue before all second ones (GShard), tokens in their order.
             queue_XE = F.one_hot(chosen_NC.T.reshape(-1), self.moe.experts) * kept_NC.T.reshape(-1, 1)
             place_X = (queue_XE.cumsum(0) * queue_XE).sum(-1)
