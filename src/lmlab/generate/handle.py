@@ -24,7 +24,8 @@ Message = Mapping[str, str]
 
 def load(reference: str | Path, *, precision: Precision = "float32", max_batch: int = 32, device: str = "cpu") -> Model:
     """Open a MODEL: a run directory (its last trained language model), a stage's, a model's in lmlab's or Hugging
-    Face's layout with or without tokenizer files, or `hf:OWNER/NAME`. Raises Refused with what was looked for.
+    Face's layout with or without tokenizer files, `hf:OWNER/NAME`, or `preset:NAME` (random weights). Raises Refused with
+    what was looked for.
     """
     folder = resolve(reference)
     network = load_model(folder).to(device)

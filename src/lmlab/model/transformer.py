@@ -97,6 +97,8 @@ class Transformer(Stack):
         routing = Routing(real_N)
         memory, cross = memory_BSD, None
         if self.encoder is not None:
+            if encoder_segments_BS is not None and segments_BT is None:
+                raise ValueError("encoder_segments_BS says which source is whose: segments_BT is needed beside it")
             source = (encoder_padding_BS, encoder_segments_BS, encoder_positions_BS)
             if memory is None:
                 assert encoder_tokens_BS is not None
@@ -151,8 +153,8 @@ class Transformer(Stack):
         sight = Sight(False, T, S, memory_BSD.device)
         if encoder_padding_BS is not None or encoder_segments_BS is not None:
             _, keys, _ = _with_padding(None, encoder_segments_BS, encoder_padding_BS)
-            queries = segments_BT
-            if queries is None or encoder_segments_BS is None:
+            queries = segments_BT if encoder_segments_BS is not None else None
+            if queries is None:
                 queries = torch.zeros(B, T, dtype=torch.long, device=memory_BSD.device)
             sight = Sight(False, T, S, memory_BSD.device, query_segments_BT=queries, key_segments_BS=keys)
         return Place(sight, kernel)
