@@ -83,6 +83,16 @@ def test_flex_agrees_in_output(shape: dict, kind: str) -> None:
     torch.testing.assert_close(found[real], wanted[real], atol=1e-4, rtol=1e-4)
 
 
+def test_flex_with_places_that_all_rows_share() -> None:
+    model, tokens = make(position="alibi"), random_tokens(3, 12)
+    given = {"segments_BT": SEGMENTS, "positions_BT": torch.arange(12)[None] + 3}
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        model.kernel = "math"
+        wanted = model(tokens, **given).logits()
+        model.kernel = "flex"
+        torch.testing.assert_close(model(tokens, **given).logits(), wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_flex_refuses_to_train_on_a_cpu() -> None:
     model = make()
     model.kernel = "flex"

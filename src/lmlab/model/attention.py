@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,13 @@ class Place:
     relative_RD: Tensor | None = None
     distance_BTS: Tensor | None = None
     _masks: dict[Pattern, Tensor | None] = field(default_factory=dict)
+    _blocks: dict[Pattern, Any] = field(default_factory=dict)
     _dense: Tensor | None = None
 
     def scores(self, pattern: Pattern, scale: float, softcap: float | None, bias_BHTS: Tensor | None) -> Scores:
         """The settings of a layer's kernel; `bias_BHTS` is the layer's own."""
         if self.kernel == "flex":
-            return Scores(self.sight, pattern, None, bias_BHTS, scale, softcap, self.bias)
+            return Scores(self.sight, pattern, None, bias_BHTS, scale, softcap, self.bias, self._blocks)
         if pattern not in self._masks:
             self._masks[pattern] = self.sight.dense(pattern)
         if self.bias is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -35,6 +35,8 @@ class Scores:
     scale: float
     softcap: float | None = None
     bias: Bias | None = None
+    blocks: dict[Pattern, Any] = field(default_factory=dict)
+    """FlexAttention's block masks of this pass, one a pattern: made once, used by every layer."""
 
 
 def attend_math(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scores: Scores) -> Tensor:
@@ -88,10 +90,13 @@ def attend_flex(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scores: Scores) 
     if q_BHTK.device.type == "cpu" and torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
         raise ValueError("the flex kernel has no backward on a CPU: use math or sdpa to train, or torch.no_grad()")
     sight, block_mask = scores.sight, None
-    if sight.causal or not sight.is_plain(scores.pattern):
+    if scores.pattern in scores.blocks:
+        block_mask = scores.blocks[scores.pattern]
+    elif sight.causal or not sight.is_plain(scores.pattern):
         function = sight.function(scores.pattern)
         rows = len(q_BHTK) if sight.varies_by_row else None
         block_mask = create_block_mask(function, rows, None, sight.queries, sight.keys, str(q_BHTK.device))
+        scores.blocks[scores.pattern] = block_mask
     return _flex()(
         q_BHTK,
         k_BHSK.contiguous(),

@@ -97,7 +97,7 @@ class Sight:
 
     def _rows(self) -> int:
         known = (self.query_positions_BT, self.query_segments_BT, self.prefix_BS, self.key_segments_BS)
-        return next((len(each) for each in known if each is not None), 1)
+        return max((len(each) for each in known if each is not None), default=1)
 
     @property
     def varies_by_row(self) -> bool:
