@@ -37,7 +37,7 @@ Out = Annotated[Path | None, typer.Option(help="The run directory. Default runs/
 Fresh = Annotated[bool, typer.Option("--fresh", help="Make finished stages again.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A run, a stage, a model directory, or hf:OWNER/NAME.")
+    str, typer.Argument(metavar="MODEL", help="A run, a stage, a model directory, hf:OWNER/NAME or preset:NAME.")
 ]
 
 
@@ -199,23 +199,28 @@ def tokenizer_train(
     _run(recipe, overrides, out, as_json, needs_of="tokenizer", fresh=fresh)
 
 
-@model_app.command("show")
-def model_show(model: ModelArgument, as_json: Json = False) -> None:
-    """A model's shape, its parameters by part and the training FLOPs a token."""
-    from lmlab.model.store import read_config, resolve
+@model_app.command("list")
+def model_list(as_json: Json = False) -> None:
+    """The published models that can be named as preset:NAME, with their parameters and papers."""
+    from lmlab.model.show import describe_presets, list_presets
 
-    folder = resolve(model)
-    config = read_config(folder)
-    parts = config.parameters()
-    found = {
-        "path": str(folder),
-        "config": config.model_dump(mode="json"),
-        "parameters": parts,
-        "flops_per_token": config.flops_per_token(config.context_length),
-    }
-    lines = [f"{folder}: {config.architecture}, {config.layers} layers, d_model {config.d_model}, {config.heads} heads"]
-    lines += [f"  {name:<14}{count:>16,}" for name, count in parts.items()]
-    _show(found, as_json, "\n".join(lines))
+    rows = list_presets()
+    _show(rows, as_json, describe_presets(rows))
+
+
+@model_app.command("show")
+def model_show(
+    model: Annotated[str, typer.Argument(metavar="NAME|MODEL", help="A preset's name, or any MODEL.")],
+    as_json: Json = False,
+    batch: Annotated[int, typer.Option(help="Sequences in the KV cache.")] = 1,
+    length: Annotated[int | None, typer.Option(help="Tokens of a sequence. Default the model's context.")] = None,
+    precision: Annotated[str, typer.Option(help="Of the KV cache: float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """A model's shape, its parameters by part, the training FLOPs a token and the memory that it takes."""
+    from lmlab.model.show import describe, show
+
+    found = show(model, batch, length, precision)
+    _show(found, as_json, describe(found))
 
 
 @app.command("eval")

@@ -44,7 +44,8 @@ class ActorCritic(nn.Module):
         output = self.policy(tokens_BT)
         hidden_ND, targets_N = output.hidden_BTD[mask_BT], targets_BT[mask_BT]
         return Acted(
-            token_logprobs(hidden_ND, output.head_VD, targets_N, self.temperature), self.value(tokens_BT)[mask_BT]
+            token_logprobs(hidden_ND, output.head_VD, targets_N, self.temperature, **output.head),
+            self.value(tokens_BT)[mask_BT],
         )
 
 

@@ -26,7 +26,7 @@ class ScalarModel(nn.Module):
     def __init__(self, backbone: Transformer, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
         self.backbone = backbone
-        self.score = nn.Linear(backbone.config.d_model, 1, bias=False)
+        self.score = nn.Linear(backbone.config.hidden_width, 1, bias=False)
         self.mean, self.std = mean, std
         if backbone.head is not None:
             backbone.head.requires_grad_(False)  # a language model's output head, unused here
@@ -90,10 +90,10 @@ def load_reward(folder: Path) -> ScalarModel:
     """The reward model of a directory, with its normalisation. Raises Refused where it is none."""
     backbone, extra = load_with_extra(folder)
     weight = extra.pop("score.weight", None)
-    if weight is None or extra or tuple(weight.shape) != (1, backbone.config.d_model):
+    if weight is None or extra or tuple(weight.shape) != (1, backbone.config.hidden_width):
         found = "no score.weight" if weight is None else f"score.weight {tuple(weight.shape)}, also {sorted(extra)[:3]}"
         raise Refused(
-            f"{folder}: is no reward model: expected score.weight (1, {backbone.config.d_model}), found {found}"
+            f"{folder}: is no reward model: expected score.weight (1, {backbone.config.hidden_width}), found {found}"
         )
     path = folder / "config.json"
     try:

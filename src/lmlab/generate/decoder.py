@@ -16,11 +16,13 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from lmlab.errors import Refused
 from lmlab.generate.cache import Cache
 from lmlab.generate.kernels import attend_cached, attend_parallel, parts
 from lmlab.generate.weights import Layer, Norm, Precision, head_of, lay_out, scale_to_unit
+from lmlab.model.config import ModelConfig
 from lmlab.model.feed_forward import ACTIVATIONS
 from lmlab.model.transformer import Block, Transformer
 
@@ -28,10 +30,34 @@ Attend = Callable[[int, Tensor], Tensor]
 """(layer, qkv (N, (H + 2 G) K) as the product gives it) -> what the heads found, (N, H K)."""
 
 
+KNOWN = frozenset(
+    {
+        *("kv_heads", "head_dim", "d_ff", "norm", "norm_bias", "eps", "activation", "rope_theta", "bias", "qkv_bias"),
+        *("attention_out_bias", "feed_forward_bias", "qk_norm", "tie_embeddings", "dropout", "initialisation"),
+    }
+)
+"""Switches of a model that this decoder knows at any setting; of the others, their defaults."""
+
+
+def unsupported(config: ModelConfig) -> str | None:
+    """What of a model this decoder does not know yet, such as `position alibi`; None where it knows all."""
+    other = {k: v for k, v in config.differs(KNOWN).items() if k != "position" or v not in ("learned", "none")}
+    other = {k: v for k, v in other.items() if k != "final_norm" or not config.has_final_norm}
+    found = [f"{name} {getattr(value, 'kind', value)}" for name, value in other.items() if name != "moe"]
+    found += ["moe"] if "moe" in other else []
+    return ", ".join(found) or None
+
+
 class Decoder:
-    """Reads a Transformer's weights once; call `refresh` when they have changed."""
+    """Reads a Transformer's weights once; call `refresh` when they have changed.
+
+    Raises Refused for a model with a part that it does not know (`unsupported`).
+    """
 
     def __init__(self, model: Transformer, precision: Precision = "float32") -> None:
+        missing = unsupported(model.config)
+        if missing is not None:
+            raise Refused(f"the engine does not generate or score with {missing} yet; the model's logits are to be had")
         self.model, self.precision, self.config = model, precision, model.config
         self.kv_heads, self.head_dim, self.d_ff = model.config.dims
         self.inner = model.config.heads * self.head_dim
@@ -53,7 +79,7 @@ class Decoder:
         self.cos, self.sin = (each.cpu().numpy() for each in angles)
         blocks = cast(list[Block], list(self.model.blocks))
         self.layers: list[Layer] = [lay_out(block, self.precision, rotated) for block in blocks]
-        self.final_norm = Norm(self.model.final_norm, self.config.d_model)
+        self.final_norm = Norm(cast(nn.Module, self.model.final_norm), self.config.d_model)
         self.head = head_of(self.model, self.final_norm, self.precision)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:

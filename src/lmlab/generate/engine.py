@@ -6,6 +6,7 @@ from its own seed, and no operation's result for a row depends on the rows besid
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Literal
 from lmlab.errors import Refused
 from lmlab.generate import score as scoring
 from lmlab.generate.batching import Request, Scheduler
-from lmlab.generate.decoder import Decoder
+from lmlab.generate.decoder import Decoder, unsupported
 from lmlab.generate.sampling import Sampling
 from lmlab.generate.score import Scored
 from lmlab.generate.text import TextStream
@@ -73,8 +74,13 @@ class Engine:
             stop_ids = () if tokenizer is None else (tokenizer.eos_id, tokenizer.end_of_turn_id)
         self.stop_ids = frozenset(stop_ids)
         self.start_id = tokenizer.eos_id if start_id is None and tokenizer is not None else start_id
-        self._decoders: dict[str, Decoder] = {precision: Decoder(model, precision)}
-        self._scheduler = Scheduler(self._decoders[precision], max_batch)
+        self._decoders: dict[str, Decoder] = {}
+        if unsupported(model.config) is None:  # else the first request is refused; what needs no decoder works
+            self._decoder(precision)
+
+    @functools.cached_property
+    def _scheduler(self) -> Scheduler:
+        return Scheduler(self._decoder(self.precision), self.max_batch)
 
     def refresh(self) -> None:
         """Take over the model's weights after they have changed."""

@@ -24,7 +24,8 @@ Message = Mapping[str, str]
 
 def load(reference: str | Path, *, precision: Precision = "float32", max_batch: int = 32, device: str = "cpu") -> Model:
     """Open a MODEL: a run directory (its last trained language model), a stage's, a model's in lmlab's or Hugging
-    Face's layout with or without tokenizer files, or `hf:OWNER/NAME`. Raises Refused with what was looked for.
+    Face's layout with or without tokenizer files, `hf:OWNER/NAME`, or `preset:NAME` (random weights). Raises Refused with
+    what was looked for.
     """
     folder = resolve(reference)
     network = load_model(folder).to(device)
@@ -114,34 +115,47 @@ class Model:
         """(batch, time) ids -> (batch, time, vocabulary), a CPU float32 tensor.
 
         Where `attention_mask` is 0 a token is padding: real tokens do not see it, and positions count real tokens
-        only, so that padding on either side changes nothing. What stands at padding itself has no meaning.
+        only, so that padding on either side changes nothing. What stands at padding itself has no meaning. Of an
+        encoder-decoder `input_ids` are the source, and the logits are those of `decoder_input_ids`.
         """
-        if decoder_input_ids is not None:
-            kind = self.network.config.architecture
-            raise Refused(f"logits: decoder_input_ids belong to encoder-decoder models; {self._name} is a {kind}")
-        device = self.network.embedding.weight.device
-        ids_BT = torch.as_tensor(input_ids, dtype=torch.long, device=device)
+        config = self.network.config
+        ids_BT = self._ids("input_ids", input_ids)
+        padding = None
+        if attention_mask is not None:
+            mask_BT = torch.as_tensor(attention_mask, dtype=torch.long, device=ids_BT.device)
+            if mask_BT.shape != ids_BT.shape:
+                raise Refused(
+                    f"logits: attention_mask has the shape {tuple(mask_BT.shape)}; expected that of input_ids, "
+                    f"{tuple(ids_BT.shape)}"
+                )
+            padding = mask_BT == 0
+        if not config.has_encoder:
+            if decoder_input_ids is not None:
+                raise Refused(
+                    f"logits: decoder_input_ids belong to encoder-decoder models; {self._name} is a {config.architecture}"
+                )
+            return self.network(ids_BT, padding_BT=padding).logits().float().cpu()
+        if decoder_input_ids is None:
+            raise Refused(f"logits: {self._name} is an encoder-decoder: decoder_input_ids are needed beside input_ids")
+        targets_BT = self._ids("decoder_input_ids", decoder_input_ids)
+        if len(targets_BT) != len(ids_BT):
+            raise Refused(f"logits: {len(ids_BT)} rows of input_ids and {len(targets_BT)} of decoder_input_ids")
+        output = self.network(targets_BT, encoder_tokens_BS=ids_BT, encoder_padding_BS=padding)
+        return output.logits().float().cpu()
+
+    def _ids(self, name: str, ids: Any) -> Tensor:
+        """Ids (batch, time) on the model's device. Raises Refused where they are not such."""
+        ids_BT = torch.as_tensor(ids, dtype=torch.long, device=self.network.embedding.weight.device)
         context, vocabulary = self.network.config.context_length, self.network.config.vocab_size
         if ids_BT.dim() != 2 or ids_BT.numel() == 0:
             raise Refused(
-                f"logits: input_ids has the shape {tuple(ids_BT.shape)}; expected (batch, time), neither of them 0"
+                f"logits: {name} has the shape {tuple(ids_BT.shape)}; expected (batch, time), neither of them 0"
             )
         if int(ids_BT.min()) < 0 or int(ids_BT.max()) >= vocabulary:
-            raise Refused(f"logits: input_ids holds ids outside 0 to {vocabulary - 1}")
-        segments_BT = positions_BT = None
-        longest = ids_BT.shape[1]
-        if attention_mask is not None:
-            segments_BT = torch.as_tensor(attention_mask, dtype=torch.long, device=device)
-            if segments_BT.shape != ids_BT.shape:
-                raise Refused(
-                    f"logits: attention_mask has the shape {tuple(segments_BT.shape)}; expected that of input_ids, "
-                    f"{tuple(ids_BT.shape)}"
-                )
-            positions_BT = (segments_BT.cumsum(1) - 1).clamp_min(0)
-        if longest > context:
-            raise Refused(f"logits: {longest} tokens are more than the model's context of {context}")
-        output = self.network(ids_BT, positions_BT=positions_BT, segments_BT=segments_BT)
-        return output.logits().float().cpu()
+            raise Refused(f"logits: {name} holds ids outside 0 to {vocabulary - 1}")
+        if ids_BT.shape[1] > context:
+            raise Refused(f"logits: {ids_BT.shape[1]} tokens are more than the model's context of {context}")
+        return ids_BT
 
     def chat(
         self,

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.generate.kernels import unit_rows
+from lmlab.model.feed_forward import FeedForward
 from lmlab.model.norm import RMSNorm
 from lmlab.model.transformer import Block, Transformer
 
@@ -133,6 +134,8 @@ def pair_order(heads: int, head_dim: int) -> Tensor:
 def lay_out(block: Block, precision: Precision, rotated: bool) -> Layer:
     """One block's weights for inference."""
     attention, feed_forward = block.attention, block.feed_forward
+    if not isinstance(feed_forward, FeedForward) or block.feed_forward_norm is None:
+        raise TypeError("experts and parallel blocks are not laid out for inference yet")
     width = attention.q.in_features
     before, between = Norm(block.attention_norm, width), Norm(block.feed_forward_norm, width)
     q, k, v = ((part.weight.detach(), _bias(part)) for part in (attention.q, attention.k, attention.v))

@@ -58,7 +58,7 @@ class InstructionObjective:
         """The head sees the trained positions only: of a conversation they are a small part."""
         hidden_ND, targets_N = output.hidden_BTD[batch.mask_BT], batch.targets_BT[batch.mask_BT]
         weights_N = torch.ones(len(targets_N), device=targets_N.device)
-        return {batch.term: linear_cross_entropy(hidden_ND, output.head_VD, targets_N, weights_N)}
+        return {batch.term: linear_cross_entropy(hidden_ND, output.head_VD, targets_N, weights_N, **output.head)}
 
 
 class InstructionRows:

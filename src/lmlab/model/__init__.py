@@ -2,6 +2,7 @@
 
 The shape letters of every tensor name in this house:
 
-    B batch   T time (queries)   S time (keys)   D d_model   H heads   G key-value heads   K head dimension
-    F d_ff    V vocabulary       L layers        N rows of any kind
+    B batch   T time (queries)   S time (keys, or an encoder's tokens)   D d_model   H heads   G key-value heads
+    K head dimension   F d_ff   V vocabulary   L layers   E experts   C choices of experts a token   R distances
+    N rows of any kind
 """

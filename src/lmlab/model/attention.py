@@ -1,79 +1,121 @@
-"""Attention: multi-head, grouped-query and multi-query in one.
-
-The kernel is a run-time choice, not the model's: `math` is the formula written out, `sdpa` is torch's fused kernel. They
-agree to rounding (a test says so). On CPU the formula is the faster one to train with below about 1,000 tokens (measured
-by `benchmarks/train_cpu.py`), because torch compiles its softmax into one pass while its CPU kernel does not.
-"""
+"""Attention: multi-head, grouped-query and multi-query in one; of a stack to itself, or of a decoder to an encoder."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.model.config import ModelConfig
+from lmlab.model.kernels import KERNELS, Kernel, Resolved, Scores
 from lmlab.model.norm import RMSNorm
-from lmlab.model.position import rotate
+from lmlab.model.pattern import FULL, Pattern
+from lmlab.model.position import ROTATIONS
+from lmlab.model.seeing import Bias, Sight
 
-Kernel = Literal["auto", "math", "sdpa"]
+__all__ = ["Attention", "Kernel", "Place"]
 
 
 @dataclass
 class Place:
-    """Where the tokens of a pass stand: the rotation of each, and what each may see.
+    """Where the tokens of a pass stand: what each may see, the rotation of each, what is added to scores.
 
-    `cos`, `sin` (B or 1, T, 1, K/2) or None; `mask_BTS` True where query t may see key s, or None for plain causal.
+    `cos`, `sin` (B or 1, T, 1, rotated / 2) or None. `bias`: a function of head and distance, for every layer. For
+    Transformer-XL `relative_RD` holds the sinusoids of all distances, and `distance_BTS` the row of each pair's.
+    Masks and biases are made when the first layer asks.
     """
 
-    cos: Tensor | None
-    sin: Tensor | None
-    mask_BTS: Tensor | None
+    sight: Sight
+    kernel: Resolved
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+    bias: Bias | None = None
+    relative_RD: Tensor | None = None
+    distance_BTS: Tensor | None = None
+    _masks: dict[Pattern, Tensor | None] = field(default_factory=dict)
+    _blocks: dict[Pattern, Any] = field(default_factory=dict)
+    _dense: Tensor | None = None
 
-
-def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BTS: Tensor | None, kernel: Kernel) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v -> (B, H, T, K) (1706.03762, eq. 1). `mask_BTS` None is causal, T = S."""
-    if kernel == "sdpa":
-        mask = None if mask_BTS is None else mask_BTS[:, None]
-        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=mask is None)
-    scores_BHTS = (q_BHTK @ k_BHSK.transpose(-1, -2)).float() * q_BHTK.shape[-1] ** -0.5
-    if mask_BTS is None:
-        length = scores_BHTS.shape[-1]
-        seen = torch.ones(length, length, dtype=torch.bool, device=scores_BHTS.device).tril()
-    else:
-        seen = mask_BTS[:, None]
-    weights_BHTS = scores_BHTS.masked_fill(~seen, torch.finfo(torch.float32).min).softmax(-1)
-    return weights_BHTS.to(v_BHSK.dtype) @ v_BHSK
+    def scores(self, pattern: Pattern, scale: float, softcap: float | None, bias_BHTS: Tensor | None) -> Scores:
+        """The settings of a layer's kernel; `bias_BHTS` is the layer's own."""
+        if self.kernel == "flex":
+            return Scores(self.sight, pattern, None, bias_BHTS, scale, softcap, self.bias, self._blocks)
+        if pattern not in self._masks:
+            self._masks[pattern] = self.sight.dense(pattern)
+        if self.bias is not None:
+            if self._dense is None:
+                self._dense = self.bias.dense(self.sight.distance())
+            bias_BHTS = self._dense
+        return Scores(self.sight, pattern, self._masks[pattern], bias_BHTS, scale, softcap)
 
 
 class Attention(nn.Module):
     """(B, T, D) -> (B, T, D). Parameter names are the ones that adapters target: q, k, v, out."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self, config: ModelConfig, *, encoder: bool = False, pattern: Pattern = FULL, cross: bool = False
+    ) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.kv_heads, self.head_dim, _ = config.dims
-        self.q = nn.Linear(config.d_model, self.heads * self.head_dim, bias=config.bias)
-        self.k = nn.Linear(config.d_model, self.kv_heads * self.head_dim, bias=config.bias)
-        self.v = nn.Linear(config.d_model, self.kv_heads * self.head_dim, bias=config.bias)
-        self.out = nn.Linear(self.heads * self.head_dim, config.d_model, bias=config.bias)
-        self.q_norm = RMSNorm(self.head_dim, config.eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, config.eps) if config.qk_norm else None
+        _, self.heads, self.kv_heads, self.head_dim, _ = config.sizes(encoder)
+        self.pattern, self.scale, self.softcap = pattern, config.score_scale, config.attention_softcap
+        inner, narrow, bias = self.heads * self.head_dim, self.kv_heads * self.head_dim, config.has_bias("qkv")
+        self.q = nn.Linear(config.d_model, inner, bias=bias)
+        self.k = nn.Linear(config.d_model, narrow, bias=bias)
+        self.v = nn.Linear(config.d_model, narrow, bias=bias)
+        self.out = nn.Linear(inner, config.d_model, bias=config.has_bias("attention_out"))
+        self.norm_all = config.qk_norm and config.qk_norm_width == "all"
+        widths = (inner, narrow) if self.norm_all else (self.head_dim, self.head_dim)
+        self.q_norm = RMSNorm(widths[0], config.eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(widths[1], config.eps) if config.qk_norm else None
+        self.rotate, self.rotary_dim = ROTATIONS[config.rope_pairing], config.rotary_dim
+        self.relative = None
+        if config.position == "transformer-xl" and not cross:
+            self.relative = nn.Linear(config.d_model, inner, bias=False)
+            self.content_bias = nn.Parameter(torch.zeros(self.heads, self.head_dim))
+            self.position_bias = nn.Parameter(torch.zeros(self.heads, self.head_dim))
 
-    def forward(self, x_BTD: Tensor, place: Place, kernel: Kernel) -> Tensor:
+    def forward(self, x_BTD: Tensor, place: Place, memory_BSD: Tensor | None = None) -> Tensor:
+        """Attention of x to itself, or to an encoder's hidden states."""
         B, T, _ = x_BTD.shape
-        q_BTHK = self.q(x_BTD).view(B, T, self.heads, self.head_dim)
-        k_BTGK = self.k(x_BTD).view(B, T, self.kv_heads, self.head_dim)
-        v_BTGK = self.v(x_BTD).view(B, T, self.kv_heads, self.head_dim)
-        if self.q_norm is not None and self.k_norm is not None:
-            q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
+        source_BSD = x_BTD if memory_BSD is None else memory_BSD
+        S = source_BSD.shape[1]
+        q_BTH, k_BSG, v_BSG = self.q(x_BTD), self.k(source_BSD), self.v(source_BSD)
+        if self.norm_all and self.q_norm is not None and self.k_norm is not None:
+            q_BTH, k_BSG = self.q_norm(q_BTH), self.k_norm(k_BSG)
+        q_BTHK = q_BTH.view(B, T, self.heads, self.head_dim)
+        k_BSGK = k_BSG.view(B, S, self.kv_heads, self.head_dim)
+        v_BSGK = v_BSG.view(B, S, self.kv_heads, self.head_dim)
+        if not self.norm_all and self.q_norm is not None and self.k_norm is not None:
+            q_BTHK, k_BSGK = self.q_norm(q_BTHK), self.k_norm(k_BSGK)
         if place.cos is not None and place.sin is not None:
-            q_BTHK, k_BTGK = rotate(q_BTHK, place.cos, place.sin), rotate(k_BTGK, place.cos, place.sin)
-        q_BHTK, k_BGSK, v_BGSK = (each.transpose(1, 2) for each in (q_BTHK, k_BTGK, v_BTGK))
+            q_BTHK, k_BSGK = (self._rotate(each, place.cos, place.sin) for each in (q_BTHK, k_BSGK))
+        bias_BHTS = None
+        if self.relative is not None:
+            bias_BHTS = self._relative_scores(q_BTHK, place) * self.scale
+            q_BTHK = q_BTHK + self.content_bias
+        q_BHTK, k_BGSK, v_BGSK = (each.transpose(1, 2) for each in (q_BTHK, k_BSGK, v_BSGK))
         if self.kv_heads != self.heads:
             k_BGSK = k_BGSK.repeat_interleave(self.heads // self.kv_heads, dim=1)
             v_BGSK = v_BGSK.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        mixed_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, place.mask_BTS, kernel)
+        scores = place.scores(self.pattern, self.scale, self.softcap, bias_BHTS)
+        mixed_BHTK = KERNELS[place.kernel](q_BHTK, k_BGSK, v_BGSK, scores)
         return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
+
+    def _rotate(self, x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if self.rotary_dim == self.head_dim:
+            return self.rotate(x_BTHK, cos, sin)
+        turned, kept = x_BTHK.split((self.rotary_dim, self.head_dim - self.rotary_dim), dim=-1)
+        return torch.cat((self.rotate(turned, cos, sin), kept), dim=-1)
+
+    def _relative_scores(self, q_BTHK: Tensor, place: Place) -> Tensor:
+        """(q + v) . W R(i - j), unscaled, (B, H, T, S), float32 (Transformer-XL, 1901.02860, section 3.3, terms b and d).
+
+        All distances are multiplied once and each pair takes its own: the paper's shift, for any positions.
+        """
+        assert self.relative is not None and place.relative_RD is not None and place.distance_BTS is not None
+        r_RHK = self.relative(place.relative_RD.to(q_BTHK.dtype)).view(-1, self.heads, self.head_dim)
+        all_BHTR = torch.einsum("bthk,rhk->bhtr", q_BTHK + self.position_bias, r_RHK).float()
+        index_BHTS = place.distance_BTS[:, None].expand(len(all_BHTR), self.heads, -1, -1)
+        return all_BHTR.gather(-1, index_BHTS)

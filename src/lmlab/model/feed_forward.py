@@ -19,6 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "glu": torch.sigmoid,
     "swiglu": F.silu,
     "geglu": F.gelu,
+    "geglu-tanh": lambda x: F.gelu(x, approximate="tanh"),
     "reglu": F.relu,
 }
 
@@ -26,13 +27,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class FeedForward(nn.Module):
     """(B, T, D) -> (B, T, D) through d_ff."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, d_ff: int | None = None, activation: str | None = None) -> None:
         super().__init__()
-        _, _, d_ff = config.dims
-        self.activation = ACTIVATIONS[config.activation]
-        self.gate = nn.Linear(config.d_model, d_ff, bias=config.bias) if config.activation in GATED else None
-        self.up = nn.Linear(config.d_model, d_ff, bias=config.bias)
-        self.down = nn.Linear(d_ff, config.d_model, bias=config.bias)
+        d_ff, activation, bias = (
+            d_ff or config.dims[2],
+            activation or config.activation,
+            config.has_bias("feed_forward"),
+        )
+        self.activation = ACTIVATIONS[activation]
+        self.gate = nn.Linear(config.d_model, d_ff, bias=bias) if activation in GATED else None
+        self.up = nn.Linear(config.d_model, d_ff, bias=bias)
+        self.down = nn.Linear(d_ff, config.d_model, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         up_BTF = self.up(x_BTD)

@@ -1,9 +1,14 @@
-"""Normalisations: LayerNorm (1607.06450) and RMSNorm (1910.07467)."""
+"""Normalisations: LayerNorm (1607.06450) and RMSNorm (1910.07467), where they stand in a block, DeepNorm's constants."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
+
+from lmlab.model.config import ModelConfig
 
 
 class RMSNorm(nn.Module):
@@ -23,3 +28,46 @@ class RMSNorm(nn.Module):
 def make_norm(kind: str, width: int, eps: float, bias: bool) -> nn.Module:
     """The norm that a config names."""
     return RMSNorm(width, eps) if kind == "rmsnorm" else nn.LayerNorm(width, eps=eps, bias=bias)
+
+
+def norm_of(config: ModelConfig) -> nn.Module:
+    """A norm of the residual stream."""
+    return make_norm(config.norm, config.d_model, config.eps, config.norm_bias)
+
+
+Branch = Callable[[Tensor], Tensor]
+Placed = Callable[[Tensor, Branch, nn.Module, "nn.Module | None", float], Tensor]
+"""(x, F, norm, second norm, alpha) -> x after the branch F."""
+
+PLACEMENTS: dict[str, Placed] = {
+    "pre": lambda x, branch, norm, second, alpha: x + branch(norm(x)),
+    "post": lambda x, branch, norm, second, alpha: norm(x + branch(x)),
+    "sandwich": lambda x, branch, norm, second, alpha: x + second(branch(norm(x))),  # type: ignore[misc]
+    "deepnorm": lambda x, branch, norm, second, alpha: norm(alpha * x + branch(x)),
+    "reordered": lambda x, branch, norm, second, alpha: x + norm(branch(x)),
+}
+"""Where the norm of a branch stands (survey, table 4; reordered is OLMo 2's, 2501.00656). A parallel block has its own
+sum, see `Block`."""
+
+
+class DeepNorm(NamedTuple):
+    """`alpha` scales the residual stream, `beta` the initialisation of feed-forward, v and out."""
+
+    alpha: float
+    beta: float
+
+
+def deepnorm_constants(config: ModelConfig, encoder: bool = False) -> DeepNorm:
+    """DeepNet's constants (2203.00555, table 1, with its code's rounding) of the decoder's stack or the encoder's, or
+    GLM-130B's: alpha (2N)^(1/2), beta (2N)^(-1/2) (2210.02414). `residual_scale` replaces alpha."""
+    depth = config.layers
+    if config.deepnorm == "glm":
+        found = DeepNorm((2 * depth) ** 0.5, (2 * depth) ** -0.5)
+    elif not config.has_encoder:
+        found = DeepNorm((2 * depth) ** 0.25, (8 * depth) ** -0.25)
+    elif encoder:
+        mixed = (config.sizes(encoder=True).layers ** 4 * depth) ** (1 / 16)
+        found = DeepNorm(0.81 * mixed, 0.87 / mixed)
+    else:
+        found = DeepNorm((3 * depth) ** 0.25, (12 * depth) ** -0.25)
+    return found if config.residual_scale is None else found._replace(alpha=config.residual_scale)

@@ -12,10 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lmlab.device import machine
 from lmlab.errors import Refused, nearest
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import llama
+from lmlab.model.presets import preset
 from lmlab.model.transformer import Transformer
+from lmlab.progress import say
 from lmlab.run import write_json
 
 
@@ -72,7 +75,11 @@ def save_model(
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The config of a model directory, ours or the ecosystem's. Raises Refused where there is none that fits."""
+    """The config of a model directory, ours or the ecosystem's, or of a preset. Raises Refused where there is none that
+    fits."""
+    name = preset_name(folder)
+    if name is not None:
+        return preset(name)
     own = folder / "lmlab.json"
     try:
         if own.exists():
@@ -106,7 +113,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_model(folder: Path) -> Transformer:
-    """The model of a directory, float32, in evaluation mode. A missing or left-over weight is refused by name."""
+    """The model of a directory, float32, in evaluation mode. A missing or left-over weight is refused by name.
+
+    A preset has random weights, of seed 0; it says so.
+    """
+    name = preset_name(folder)
+    if name is not None:
+        return random_model(name)
     model, left = load_with_extra(folder)
     if left:
         raise Refused(f"{folder}: weights without a place in this model: {', '.join(sorted(left)[:5])}")
@@ -115,6 +128,8 @@ def load_model(folder: Path) -> Transformer:
 
 def load_with_extra(folder: Path) -> tuple[Transformer, dict[str, Tensor]]:
     """As `load_model`, with the weights that are not the Transformer's (a `score` head) returned apart."""
+    if preset_name(folder) is not None:
+        return load_model(folder), {}
     config = read_config(folder)
     model = Transformer(config)
     weights = read_weights(folder)
@@ -133,6 +148,29 @@ def load_with_extra(folder: Path) -> tuple[Transformer, dict[str, Tensor]]:
     return model.eval(), weights
 
 
+PRESET = "preset:"
+
+
+def preset_name(place: Path) -> str | None:
+    """NAME where a place is `preset:NAME`."""
+    text = str(place)
+    return text[len(PRESET) :] if text.startswith(PRESET) else None
+
+
+def random_model(name: str, seed: int = 0) -> Transformer:
+    """A preset with random weights. Raises Refused where they cannot fit this machine's memory."""
+    config = preset(name)
+    total = config.parameters()["total"]
+    need, free = 2 * 4 * total, machine.memory()["available"]  # the engine lays the weights out a second time
+    if free is not None and need > free:
+        raise Refused(
+            f"preset:{name} has {total:,} parameters and needs about {need / 2**30:.1f} GiB of memory in float32; "
+            f"{free / 2**30:.1f} GiB are free; `lmlab model list` names smaller ones"
+        )
+    say(f"preset:{name}: RANDOM weights (seed {seed}), nothing has been learnt: what this model writes means nothing")
+    return Transformer(config).initialise(seed).eval()
+
+
 def stages(run: Path) -> dict[str, Path]:
     """The finished language models of a run directory: {stage name: model directory}, in the recipe's order."""
     try:
@@ -149,9 +187,12 @@ def stages(run: Path) -> dict[str, Path]:
 def resolve(reference: str | Path) -> Path:
     """The directory of a MODEL: a model directory, a stage's, or a run's (its last trained language model).
 
-    Raises Refused with what was looked for.
+    `preset:NAME` is returned as it is: it has no directory. Raises Refused with what was looked for.
     """
     text = str(reference)
+    if text.startswith(PRESET):
+        preset(text[len(PRESET) :])
+        return Path(text)
     if text.startswith("hf:"):
         return _download(text[3:])
     path = Path(text)

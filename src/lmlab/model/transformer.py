@@ -3,69 +3,64 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmlab.model.attention import Attention, Kernel, Place
+from lmlab.model.attention import Place
+from lmlab.model.block import Block, Stack
 from lmlab.model.config import ModelConfig
-from lmlab.model.feed_forward import FeedForward
-from lmlab.model.norm import make_norm
-from lmlab.model.position import rotary_table
+from lmlab.model.kernels import Kernel, Resolved
+from lmlab.model.moe import Routing
+from lmlab.model.seeing import PADDING, Sight
+
+__all__ = ["Block", "Output", "Transformer", "prefix_decoder"]
 
 
 @dataclass
 class Output:
-    """Hidden states after the final norm, and the head that turns them into logits.
+    """Hidden states as the head takes them (after the final norm, scaled), and the head that turns them into logits.
 
     Logits are not computed until someone asks: a loss computes them in chunks, a sampler at the last position only.
+    `auxiliary`: for a model with experts `balance` and `router_z` (means over layers) and `expert_load` (layers, E); `penalty`
+    is their weighted sum, to be added to a training loss.
     """
 
     hidden_BTD: Tensor
     head_VD: Tensor
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
+    head_bias_V: Tensor | None = None
+    logit_softcap: float | None = None
+    penalty: Tensor | None = None
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """Bias and softcap as keywords of `linear_cross_entropy` and `token_logprobs`."""
+        return {"bias_V": self.head_bias_V, "softcap": self.logit_softcap}
 
     def logits(self, hidden: Tensor | None = None) -> Tensor:
         """Logits in float32 of all positions, or of the given hidden states (..., D) -> (..., V)."""
-        return F.linear(self.hidden_BTD if hidden is None else hidden, self.head_VD).float()
+        logits = F.linear(self.hidden_BTD if hidden is None else hidden, self.head_VD, self.head_bias_V).float()
+        cap = self.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-class Block(nn.Module):
-    """Pre-norm: x + F(Norm(x)), attention then feed-forward (survey, table 4)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.attention_norm = make_norm(config.norm, config.d_model, config.eps, config.norm_bias)
-        self.attention = Attention(config)
-        self.feed_forward_norm = make_norm(config.norm, config.d_model, config.eps, config.norm_bias)
-        self.feed_forward = FeedForward(config)
-        self.dropout = config.dropout
-
-    def forward(self, x_BTD: Tensor, place: Place, kernel: Kernel) -> Tensor:
-        mixed_BTD = self.attention(self.attention_norm(x_BTD), place, kernel)
-        x_BTD = x_BTD + F.dropout(mixed_BTD, self.dropout, self.training)
-        thought_BTD = self.feed_forward(self.feed_forward_norm(x_BTD))
-        return x_BTD + F.dropout(thought_BTD, self.dropout, self.training)
-
-
-class Transformer(nn.Module):
-    """A decoder made of the parts that the config names."""
+class Transformer(Stack):
+    """Causal decoder, prefix decoder or encoder-decoder, made of the parts that the config names."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
+        nn.Module.__init__(self)  # not Stack's yet: random weights are drawn in the order in which parts are named here
         self.kernel: Kernel = "auto"
-        _, head_dim, _ = config.dims
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.position = nn.Embedding(config.context_length, config.d_model) if config.position == "learned" else None
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.final_norm = make_norm(config.norm, config.d_model, config.eps, config.norm_bias)
-        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
-        if config.position == "rope":
-            cos, sin = rotary_table(config.context_length, head_dim, config.rope_theta)
-            self.register_buffer("cos", cos, persistent=False)
-            self.register_buffer("sin", sin, persistent=False)
+        width, projected = config.hidden_width, config.embedding_dim is not None
+        self.embedding = nn.Embedding(config.vocab_size, width)
+        self.project_in = nn.Linear(width, config.d_model, bias=False) if projected else None
+        self.encoder = Stack(config, encoder=True) if config.has_encoder else None
+        self._assemble(config, encoder=False)
+        self.project_out = nn.Linear(config.d_model, width, bias=False) if projected else None
+        self.head = None if config.tie_embeddings else nn.Linear(width, config.vocab_size, bias=False)
+        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
 
     def forward(
         self,
@@ -73,54 +68,183 @@ class Transformer(nn.Module):
         *,
         positions_BT: Tensor | None = None,
         segments_BT: Tensor | None = None,
+        padding_BT: Tensor | None = None,
+        prefix_B: Tensor | None = None,
+        block_positions_BT: Tensor | None = None,
+        encoder_tokens_BS: Tensor | None = None,
+        encoder_padding_BS: Tensor | None = None,
+        encoder_segments_BS: Tensor | None = None,
+        encoder_positions_BS: Tensor | None = None,
+        memory_BSD: Tensor | None = None,
     ) -> Output:
         """Hidden states of every position.
 
-        `positions_BT`: place of each token in its document (default 0, 1, 2, ...). `segments_BT`: document of each token;
-        tokens of one document do not see another. Decoding with a cache is the engine's (`generate/decoder.py`).
-        Raises ValueError where the sequence is longer than the context.
+        `positions_BT`: place of each token in its document (default 0, 1, 2, ..., padding not counted). `segments_BT`:
+        document of each token, 0 or more; tokens of one document do not see another. `padding_BT`: True at padding, which
+        nothing sees and which takes no expert's place. `prefix_B`: of a prefix decoder, how many first positions of the
+        document are read in both directions, (B,), or (B, T) where documents are packed. `block_positions_BT`: glm-2d's
+        second position (default 0). Of an encoder-decoder: the source tokens with their padding, segments (a target's
+        document sees the source of the same number) and positions, or `memory_BSD`, what `encode` gave.
+        Decoding with a cache is the engine's (`generate/decoder.py`).
+        Raises ValueError where the sequence is longer than the context or an input belongs to another architecture.
         """
-        _, T = tokens_BT.shape
-        if self.config.context_length < T:
-            raise ValueError(f"{T} tokens are more than the model's context of {self.config.context_length}")
-        place = self._place(T, positions_BT, segments_BT)
-        x_BTD = self.embedding(tokens_BT)
-        if self.position is not None:
-            x_BTD = x_BTD + (self.position.weight[:T] if positions_BT is None else self.position(positions_BT))
-        x_BTD = F.dropout(x_BTD, self.config.dropout, self.training)
+        B, T = tokens_BT.shape
+        self._check(T, prefix_B, block_positions_BT, encoder_tokens_BS, memory_BSD)
+        positions_BT, segments_BT, real_N = _with_padding(positions_BT, segments_BT, padding_BT)
+        prefix_BT = None if prefix_B is None else (prefix_B if prefix_B.dim() == 2 else prefix_B[:, None]).expand(B, T)
+        sight = Sight(True, T, T, tokens_BT.device, positions_BT, positions_BT, segments_BT, segments_BT, prefix_BT)
         kernel = self._kernel(T)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, place, kernel)
-        return Output(self.final_norm(x_BTD), self.embedding.weight if self.head is None else self.head.weight)
+        routing = Routing(real_N)
+        memory, cross = memory_BSD, None
+        if self.encoder is not None:
+            if encoder_segments_BS is not None and segments_BT is None:
+                raise ValueError("encoder_segments_BS says which source is whose: segments_BT is needed beside it")
+            source = (encoder_padding_BS, encoder_segments_BS, encoder_positions_BS)
+            if memory is None:
+                assert encoder_tokens_BS is not None
+                memory, routing = self._encode(encoder_tokens_BS, *source, routing)
+                routing.real_N = real_N
+            cross = self._cross(T, memory, segments_BT, encoder_segments_BS, encoder_padding_BS, kernel)
+        x_BTD = self.placed(self._embed(tokens_BT), positions_BT, block_positions_BT)
+        x_BTD = self.run(x_BTD, self.place(sight, positions_BT, kernel), routing, memory, cross)
+        return self._output(x_BTD, routing)
 
-    def _place(self, T: int, positions_BT: Tensor | None, segments_BT: Tensor | None) -> Place:
-        cos = sin = mask_BTS = None
-        if self.config.position == "rope":
-            if positions_BT is None:
-                cos, sin = self.cos[None, :T, None], self.sin[None, :T, None]
-            else:
-                cos, sin = self.cos[positions_BT][:, :, None], self.sin[positions_BT][:, :, None]
-        if segments_BT is not None:
-            causal_TS = torch.ones(T, T, dtype=torch.bool, device=segments_BT.device).tril()
-            mask_BTS = causal_TS & (segments_BT[:, :, None] == segments_BT[:, None, :])
-        return Place(cos, sin, mask_BTS)
+    def encode(
+        self,
+        encoder_tokens_BS: Tensor,
+        *,
+        encoder_padding_BS: Tensor | None = None,
+        encoder_segments_BS: Tensor | None = None,
+        encoder_positions_BS: Tensor | None = None,
+    ) -> Tensor:
+        """The encoder's hidden states (B, S, D), to be given to `forward` as `memory_BSD`."""
+        source = (encoder_padding_BS, encoder_segments_BS, encoder_positions_BS)
+        return self._encode(encoder_tokens_BS, *source, Routing())[0]
 
-    def _kernel(self, T: int) -> Kernel:
+    def _encode(
+        self,
+        tokens_BS: Tensor,
+        padding: Tensor | None,
+        segments: Tensor | None,
+        positions: Tensor | None,
+        found: Routing,
+    ) -> tuple[Tensor, Routing]:
+        if self.encoder is None:
+            raise ValueError(f"a {self.config.architecture} has no encoder")
+        S = tokens_BS.shape[1]
+        if self.config.context_length < S:
+            raise ValueError(f"{S} source tokens are more than the model's context of {self.config.context_length}")
+        positions, segments, found.real_N = _with_padding(positions, segments, padding)
+        sight = Sight(False, S, S, tokens_BS.device, positions, positions, segments, segments)
+        x_BSD = self.encoder.placed(self._embed(tokens_BS), positions, None)
+        return self.encoder.run(x_BSD, self.encoder.place(sight, positions, self._kernel(S)), found), found
+
+    def _cross(
+        self,
+        T: int,
+        memory_BSD: Tensor,
+        segments_BT: Tensor | None,
+        encoder_segments_BS: Tensor | None,
+        encoder_padding_BS: Tensor | None,
+        kernel: Resolved,
+    ) -> Place:
+        """What the decoder sees of the encoder: all that is no padding, of its own document where these are packed."""
+        B, S = memory_BSD.shape[:2]
+        sight = Sight(False, T, S, memory_BSD.device)
+        if encoder_padding_BS is not None or encoder_segments_BS is not None:
+            _, keys, _ = _with_padding(None, encoder_segments_BS, encoder_padding_BS)
+            queries = segments_BT if encoder_segments_BS is not None else None
+            if queries is None:
+                queries = torch.zeros(B, T, dtype=torch.long, device=memory_BSD.device)
+            sight = Sight(False, T, S, memory_BSD.device, query_segments_BT=queries, key_segments_BS=keys)
+        return Place(sight, kernel)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        if self.config.embedding_scale is not None:
+            x = x * self.config.embedding_scale
+        return x if self.project_in is None else self.project_in(x)
+
+    def _output(self, x_BTD: Tensor, routing: Routing) -> Output:
+        config = self.config
+        hidden = x_BTD if self.project_out is None else self.project_out(x_BTD)
+        if config.head_scale != 1.0:
+            hidden = hidden * config.head_scale
+        auxiliary = routing.auxiliary()
+        return Output(
+            hidden,
+            self.embedding.weight if self.head is None else self.head.weight,
+            auxiliary,
+            self.head_bias,
+            config.logit_softcap,
+            routing.penalty(config.moe) if auxiliary and config.moe is not None else None,
+        )
+
+    def _check(
+        self,
+        T: int,
+        prefix: Tensor | None,
+        block_positions: Tensor | None,
+        encoder_tokens: Tensor | None,
+        memory: Tensor | None,
+    ) -> None:
+        config = self.config
+        if config.context_length < T:
+            raise ValueError(f"{T} tokens are more than the model's context of {config.context_length}")
+        if prefix is not None and config.architecture != "prefix-decoder":
+            raise ValueError(f"prefix_B belongs to a prefix-decoder; this is a {config.architecture}")
+        if block_positions is not None and config.position != "glm-2d":
+            raise ValueError(f"block_positions_BT belongs to position glm-2d; this model has {config.position}")
+        if config.has_encoder and (encoder_tokens is None) == (memory is None):
+            raise ValueError("an encoder-decoder takes encoder_tokens_BS or memory_BSD, one of them")
+        if not config.has_encoder and (encoder_tokens is not None or memory is not None):
+            raise ValueError(
+                f"encoder_tokens_BS and memory_BSD belong to an encoder-decoder; this is a {config.architecture}"
+            )
+
+    def _kernel(self, T: int) -> Resolved:
         if self.kernel != "auto":
             return self.kernel
-        return "math" if self.embedding.weight.device.type == "cpu" and T <= 1024 else "sdpa"
+        small = self.embedding.weight.device.type == "cpu" and T <= 1024
+        return "math" if small or self.config.attention_softcap is not None else "sdpa"
 
     def initialise(self, seed: int) -> Transformer:
-        """GPT-2's scheme: N(0, 0.02), with the matrices that write to the residual stream scaled by 1/sqrt(2 layers).
+        """Random weights by the config's `initialisation`, a fixed function of the seed, whatever was drawn before."""
+        from lmlab.model.initialise import initialise
 
-        A fixed function of the seed, whatever was drawn before.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        residual = 0.02 / (2 * self.config.layers) ** 0.5
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                std = residual if name.endswith(("attention.out.weight", "feed_forward.down.weight")) else 0.02
-                nn.init.normal_(parameter, std=std, generator=generator)
-            else:
-                nn.init.constant_(parameter, 1.0 if name.endswith("norm.weight") else 0.0)
+        initialise(self, seed)
         return self
+
+
+def _with_padding(
+    positions: Tensor | None, segments: Tensor | None, padding: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Padding as a segment of its own and out of the count of positions; and which of all tokens are real, (N,)."""
+    if padding is None:
+        return positions, segments, None
+    real = ~padding.bool()
+    if positions is None:
+        positions = (real.long().cumsum(1) - 1).clamp_min(0)
+    segments = torch.zeros_like(real, dtype=torch.long) if segments is None else segments
+    return positions, torch.where(real, segments, PADDING), real.flatten()
+
+
+def prefix_decoder(model: Transformer) -> Transformer:
+    """A causal decoder's weights, shared, in a prefix decoder: with no prefix they compute the same (U-PaLM, 2210.11399).
+
+    Raises ValueError for another architecture.
+    """
+    if model.config.architecture != "causal-decoder":
+        raise ValueError(f"a prefix decoder is made of a causal-decoder; this is a {model.config.architecture}")
+    data = model.config.model_dump() | {"architecture": "prefix-decoder"}
+    with torch.device("meta"):
+        made = Transformer(ModelConfig.model_validate(data))
+    made.load_state_dict(model.state_dict(), assign=True)
+    for (name, buffer), (_, other) in zip(model.named_buffers(), made.named_buffers(), strict=True):
+        assert buffer.shape == other.shape
+        owner, _, last = name.rpartition(".")
+        made.get_submodule(owner).register_buffer(last, buffer, persistent=False)
+    for (_, parameter), (_, source) in zip(made.named_parameters(), model.named_parameters(), strict=True):
+        parameter.requires_grad_(source.requires_grad)
+    made.kernel = model.kernel
+    return cast(Transformer, made.train(model.training))

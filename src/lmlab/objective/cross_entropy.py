@@ -26,12 +26,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any,
         hidden_ND: Tensor,
         head_VD: Tensor,
+        bias_V: Tensor | None,
         targets_N: Tensor,
         weights_N: Tensor,
+        softcap: float | None,
         chunk: int,
         dtype: torch.dtype,
     ) -> Tensor:
         head = head_VD.to(dtype)
+        bias_grad = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         vocabulary = torch.arange(head.shape[0], device=head.device)
         total = torch.zeros((), dtype=torch.float32, device=head.device)
         head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
@@ -40,43 +43,77 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden = hidden_ND[start : start + chunk].to(dtype)
             target, weight = targets_N[start : start + chunk, None], weights_N[start : start + chunk, None]
             logits = (hidden @ head.T).float()
+            if bias_V is not None:
+                logits = logits + bias_V
+            if softcap is not None:
+                logits = softcap * torch.tanh(logits / softcap)
             largest = logits.amax(-1, keepdim=True)
             powers = (logits - largest).exp()  # one exponential an entry serves the loss and its gradient
             normaliser = powers.sum(-1, keepdim=True)
             total = total + ((normaliser.log() + largest - logits.gather(1, target)) * weight).sum()
             share = powers * (weight / normaliser)
-            gradient = torch.where(vocabulary == target, share - weight, share).to(dtype)
+            change = torch.where(vocabulary == target, share - weight, share)
+            if softcap is not None:
+                change = change * (1 - (logits / softcap).square())
+            if bias_grad is not None:
+                bias_grad = bias_grad + change.sum(0)
+            gradient = change.to(dtype)
             hidden_grads.append((gradient @ head).to(hidden_ND.dtype))
             head_grad = head_grad + (gradient.T @ hidden).float()
-        ctx.save_for_backward(torch.cat(hidden_grads), head_grad.to(head_VD.dtype))
+        ctx.save_for_backward(torch.cat(hidden_grads), head_grad.to(head_VD.dtype), bias_grad)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad, head_grad = ctx.saved_tensors
-        return hidden_grad * grads[0].to(hidden_grad.dtype), head_grad * grads[0], None, None, None, None
+        hidden_grad, head_grad, bias_grad = ctx.saved_tensors
+        bias_grad = None if bias_grad is None else bias_grad * grads[0]
+        return hidden_grad * grads[0].to(hidden_grad.dtype), head_grad * grads[0], bias_grad, *(None,) * 5
 
 
 def linear_cross_entropy(
-    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, weights_N: Tensor, *, chunk: int = CHUNK
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
+    chunk: int = CHUNK,
 ) -> Tensor:
     """Sum over rows of `weights_N` x cross-entropy in nats of logits hidden @ head^T against `targets_N`; a scalar.
 
+    The logits take `bias_V`, and then become softcap tanh(logits / softcap), where these are given (see `Output`).
     Under autocast the matrix products are made in autocast's type, the softmax always in float32.
     """
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
     if torch.is_grad_enabled():
-        return _LinearCrossEntropy.apply(hidden_ND, head_VD, targets_N, weights_N.float(), chunk, dtype)
+        return _LinearCrossEntropy.apply(
+            hidden_ND, head_VD, bias_V, targets_N, weights_N.float(), softcap, chunk, dtype
+        )
     total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
     for start in range(0, hidden_ND.shape[0], chunk):
         rows = slice(start, start + chunk)
-        logits = F.linear(hidden_ND[rows].to(dtype), head_VD.to(dtype)).float()
+        logits = _capped(F.linear(hidden_ND[rows].to(dtype), head_VD.to(dtype)).float(), bias_V, softcap)
         total = total + (F.cross_entropy(logits, targets_N[rows], reduction="none") * weights_N[rows]).sum()
     return total
 
 
-def token_logprobs(hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(hidden head^T / temperature)[target] of each row (N,), differentiable, softmax in float32."""
-    logits = F.linear(hidden_ND, head_VD).float() / temperature
+def _capped(logits: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
+    logits = logits if bias_V is None else logits + bias_V
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def token_logprobs(
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    targets_N: Tensor,
+    temperature: float = 1.0,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """log softmax(logits / temperature)[target] of each row (N,), differentiable, softmax in float32; logits as in
+    `linear_cross_entropy`."""
+    logits = _capped(F.linear(hidden_ND, head_VD).float(), bias_V, softcap) / temperature
     return logits.gather(1, targets_N[:, None])[:, 0] - logits.logsumexp(-1)

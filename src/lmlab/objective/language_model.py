@@ -30,4 +30,4 @@ class LanguageModel:
     def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         hidden_ND = output.hidden_BTD.flatten(0, 1)
         targets_N, weights_N = batch.targets_BT.flatten(), batch.mask_BT.flatten()
-        return {"lm": linear_cross_entropy(hidden_ND, output.head_VD, targets_N, weights_N)}
+        return {"lm": linear_cross_entropy(hidden_ND, output.head_VD, targets_N, weights_N, **output.head)}

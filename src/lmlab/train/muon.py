@@ -62,8 +62,10 @@ class Muon(torch.optim.Optimizer):
             assert parameter.grad is not None
             state["momentum"].lerp_(parameter.grad, 1 - momentum)
             gradients.append(parameter.grad.lerp(state["momentum"], momentum))
-        rows, columns = parameters[0].shape
+        rows, columns = parameters[0].shape[-2:]
         scale = max(1.0, rows / columns) ** 0.5
-        for parameter, update in zip(parameters, orthogonalise(torch.stack(gradients), dtype=group["dtype"])):
+        stacked = torch.stack(gradients)  # (n, rows, columns), or (n, experts, rows, columns)
+        updates = orthogonalise(stacked.view(-1, rows, columns), dtype=group["dtype"]).view_as(stacked)
+        for parameter, update in zip(parameters, updates):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(update, alpha=-group["lr"] * scale)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from lmlab.config import Config
+from lmlab.model.initialise import learning_rate_multipliers
+from lmlab.model.transformer import Transformer
 from lmlab.train.muon import Muon
 
 
@@ -29,12 +31,21 @@ class OptimizerConfig(Config):
     """Muon's."""
 
 
+NOT_HIDDEN = ("embedding", "position", "head", "score", "bias", "router")
+"""Parts of names: tables, heads, biases that are matrices (Transformer-XL's, T5's), and the router of experts, whose rows
+are choices rather than features."""
+
+
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    return parameter.dim() == 2 and not any(word in name for word in ("embedding", "position", "head", "score"))
+    """Also a stack of experts' matrices."""
+    return parameter.dim() >= 2 and not any(word in name for word in NOT_HIDDEN)
 
 
 def make_optimizers(network: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """One optimizer, or two for muon. Each group remembers its peak rate as `peak`."""
+    """One optimizer, or two for muon. Each group remembers its peak rate as `peak`.
+
+    AdamW's rates follow muP where the model's initialisation is muP (`learning_rate_multipliers`).
+    """
     named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
     matrices = [p for n, p in named if _is_hidden_matrix(n, p)]
     others = [p for n, p in named if not _is_hidden_matrix(n, p)]
@@ -45,13 +56,27 @@ def make_optimizers(network: nn.Module, config: OptimizerConfig) -> list[torch.o
         made.append(Muon(matrices, config.matrix_learning_rate, config.momentum, config.weight_decay, dtype))
     else:
         adam_groups.append({"params": matrices, "weight_decay": config.weight_decay})
-    groups = [group for group in adam_groups if group["params"]]
+    groups = [part for group in adam_groups for part in _by_rate(group, network, config.learning_rate)]
     if groups:
         made.append(torch.optim.AdamW(groups, config.learning_rate, config.betas, config.eps, fused=True))
     for optimizer in made:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return made
+
+
+def _by_rate(group: dict[str, Any], network: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    """A group cut into one for each learning rate."""
+    multipliers: dict[str, float] = {}
+    for prefix, module in network.named_modules():
+        if isinstance(module, Transformer) and module.config.width_multiplier != 1.0:
+            found = learning_rate_multipliers(module)
+            multipliers |= {f"{prefix}.{name}" if prefix else name: value for name, value in found.items()}
+    factor = {id(parameter): multipliers.get(name, 1.0) for name, parameter in network.named_parameters()}
+    parts: dict[float, list[Tensor]] = {}
+    for parameter in group["params"]:
+        parts.setdefault(factor[id(parameter)], []).append(parameter)
+    return [{**group, "params": each, "lr": learning_rate * factor} for factor, each in parts.items()]
 
 
 def _fast_bfloat16() -> bool:

@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from lmlab.config import Config
-from lmlab.model.config import Activation, ModelConfig
+from lmlab.model.config import ModelConfig, Parts
 from lmlab.train.fastest import can_compile, measure
 
 
-class Shape(Config):
-    """The model's shape; what is left out is derived from the minutes."""
+class Shape(Parts):
+    """The model's shape and parts; sizes that are left out are derived from the minutes."""
 
     layers: int | None = Field(default=None, ge=1)
     d_model: int | None = Field(default=None, ge=8)
+    """Width of the residual stream."""
     heads: int | None = Field(default=None, ge=1)
-    kv_heads: int | None = Field(default=None, ge=1)
-    head_dim: int | None = Field(default=None, ge=2)
-    d_ff: int | None = Field(default=None, ge=1)
     context_length: int = Field(default=256, ge=8)
-    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
-    norm_bias: bool = False
-    eps: float = 1e-5
-    activation: Activation = "swiglu"
-    position: Literal["learned", "rope", "none"] = "rope"
-    rope_theta: float = 10000.0
-    bias: bool = False
-    qk_norm: bool = False
-    tie_embeddings: bool = True
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Tokens of a training window, and the longest sequence of the model."""
 
     @model_validator(mode="after")
     def _possible(self) -> Shape:
         """What cannot be is refused when the recipe is read, not when the stage starts."""
+        if self.architecture == "encoder-decoder":
+            raise ValueError(
+                "pretraining predicts the next token and has no source text for an encoder-decoder's encoder"
+            )
         shape_of_width(self, self.d_model or LADDER[0], 4096)
         return self
 

@@ -80,23 +80,30 @@ def matrix_library(name: str) -> Iterator[None]:
 
 
 def accumulate(
-    forward: Callable[[Any], tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]],
+    forward: Callable[[Any], tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]],
     objective: Objective,
     batches: list[Any],
     precision_name: str,
 ) -> dict[str, float]:
-    """Backward of one optimizer step's micro-batches. Returns the terms' means and the reported numbers."""
+    """Backward of one optimizer step's micro-batches. Returns the terms' means and the reported numbers.
+
+    A network's auxiliary losses (the balance of experts) are statistics of a micro-batch, not sums over it: they are
+    averaged over the micro-batches, so cutting a step differently does change them.
+    """
     counts: dict[str, int] = {}
     for batch in batches:
         for term, n in objective.count(batch).items():
             counts[term] = counts.get(term, 0) + n
     means = dict.fromkeys(counts, 0.0)
     reported: dict[str, list[float]] = {}
+    averaged: dict[str, float] = {}
     for batch in batches:
         with autocast(precision_name):
-            sums, extra = forward(batch)
+            sums, extra, auxiliary = forward(batch)
         terms = {term: total / counts[term] for term, total in sums.items() if counts[term]}
         total = sum(objective.weights[term] * value for term, value in terms.items())
+        if PENALTY in auxiliary:
+            total = total + auxiliary[PENALTY] / len(batches)
         if isinstance(total, Tensor):
             total.backward()
         for term, value in terms.items():
@@ -105,17 +112,35 @@ def accumulate(
             pair = reported.setdefault(name, [0.0, 0.0])
             pair[0] += float(top)
             pair[1] += float(bottom)
-    loss = sum(objective.weights[term] * value for term, value in means.items())
-    return {"loss": loss, **means, **{name: top / max(bottom, 1e-12) for name, (top, bottom) in reported.items()}}
+        for name, value in auxiliary.items():
+            averaged[name] = averaged.get(name, 0.0) + float(value.detach()) / len(batches)
+    loss = averaged.pop(PENALTY, 0.0) + sum(objective.weights[term] * value for term, value in means.items())
+    ratios = {name: top / max(bottom, 1e-12) for name, (top, bottom) in reported.items()}
+    return {"loss": loss, **means, **averaged, **ratios}
+
+
+PENALTY = "penalty"
+
+
+def auxiliary_of(output: Any) -> dict[str, Tensor]:
+    """Of a model with experts: its weighted auxiliary losses (`penalty`), and `balance`, `router_z` and `largest_load`
+    (the largest share of a layer's assignments that one expert has) for the log. Else nothing."""
+    penalty = getattr(output, "penalty", None)
+    if penalty is None:
+        return {}
+    found = {name: output.auxiliary[name] for name in ("balance", "router_z")}
+    return {PENALTY: penalty, **found, "largest_load": output.auxiliary["expert_load"].max()}
 
 
 def make_forward(network: nn.Module, objective: Objective, compiled: bool) -> Callable[[Any], Any]:
-    """batch -> (sums of the terms, reported numbers): the network, then the objective, as one function to compile."""
+    """batch -> (sums of the terms, reported numbers, auxiliary statistics): the network, then the objective, as one
+    function to compile."""
     report = getattr(objective, "report", None)
 
-    def forward(batch: Any) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    def forward(batch: Any) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
         output = network(**objective.inputs(batch))
-        return objective.loss(output, batch), report(output, batch) if report else {}
+        extra = report(output, batch) if report else {}
+        return objective.loss(output, batch), extra, auxiliary_of(output)
 
     return torch.compile(forward, dynamic=False) if compiled else forward
 

@@ -30,15 +30,15 @@ _TOP = {
 }
 
 
+_HELD = frozenset(
+    ("kv_heads", "head_dim", "d_ff", "eps", "rope_theta", "qk_norm", "tie_embeddings", "dropout", "initialisation")
+)
+"""Switches that these files hold, or that do not change what a trained model computes."""
+
+
 def fits(config: ModelConfig) -> bool:
-    """Whether a config is a Llama or Qwen3 in these files."""
-    return (
-        config.architecture == "causal-decoder"
-        and config.norm == "rmsnorm"
-        and config.activation == "swiglu"
-        and config.position == "rope"
-        and not config.bias
-    )
+    """Whether a config is a Llama or Qwen3 in these files: every switch that they do not hold is at its default."""
+    return config.has_final_norm and not config.differs(_HELD | {"final_norm"})
 
 
 def to_hub(config: ModelConfig, eos_id: int, pad_id: int | None) -> dict[str, Any]:

@@ -1,0 +1,131 @@
+"""The attention kernels: one formula, softmax(softcap(scale q k^T + bias)) v, computed in three ways.
+
+`math` is the formula written out, `sdpa` is torch's fused kernel, `flex` is torch's FlexAttention, which never holds the scores.
+They agree to rounding (a test says so). On CPU the formula is the faster one to train with below about 1,000 tokens
+(measured by `benchmarks/train_cpu.py`), because torch compiles its softmax into one pass while its CPU kernel does not.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmlab.model.pattern import Pattern
+from lmlab.model.seeing import Bias, Sight, look
+
+Kernel = Literal["auto", "math", "sdpa", "flex"]
+Resolved = Literal["math", "sdpa", "flex"]
+
+
+@dataclass
+class Scores:
+    """What a kernel needs beside q, k and v. `bias_BHTS` is added in the model's scale; `bias` is the same as a function
+    of head and distance where it is one."""
+
+    sight: Sight
+    pattern: Pattern
+    mask_BTS: Tensor | None
+    bias_BHTS: Tensor | None
+    scale: float
+    softcap: float | None = None
+    bias: Bias | None = None
+    blocks: dict[Pattern, Any] = field(default_factory=dict)
+    """FlexAttention's block masks of this pass, one a pattern: made once, used by every layer."""
+
+
+def attend_math(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scores: Scores) -> Tensor:
+    """The formula (1706.03762, eq. 1), softmax in float32 -> (B, H, T, K)."""
+    scores_BHTS = (q_BHTK @ k_BHSK.transpose(-1, -2)).float() * scores.scale
+    if scores.bias_BHTS is not None:
+        scores_BHTS = scores_BHTS + scores.bias_BHTS
+    if scores.softcap is not None:
+        scores_BHTS = scores.softcap * torch.tanh(scores_BHTS / scores.softcap)
+    if scores.mask_BTS is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~scores.mask_BTS[:, None], torch.finfo(torch.float32).min)
+    elif scores.sight.causal:
+        length = scores_BHTS.shape[-1]
+        seen = torch.ones(length, length, dtype=torch.bool, device=scores_BHTS.device).tril()
+        scores_BHTS = scores_BHTS.masked_fill(~seen, torch.finfo(torch.float32).min)
+    return scores_BHTS.softmax(-1).to(v_BHSK.dtype) @ v_BHSK
+
+
+def attend_sdpa(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scores: Scores) -> Tensor:
+    """torch's fused kernel. A softcap, which it has not, is the formula's."""
+    if scores.softcap is not None:
+        return attend_math(q_BHTK, k_BHSK, v_BHSK, scores)
+    mask = None if scores.mask_BTS is None else scores.mask_BTS[:, None]
+    if scores.bias_BHTS is None:
+        causal = mask is None and scores.sight.causal
+        return F.scaled_dot_product_attention(
+            q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=causal, scale=scores.scale
+        )
+    bias = scores.bias_BHTS
+    if mask is None and scores.sight.causal:
+        mask = torch.ones(bias.shape[-2:], dtype=torch.bool, device=bias.device).tril()
+    if mask is not None:
+        bias = bias.masked_fill(~mask, torch.finfo(torch.float32).min)
+    return F.scaled_dot_product_attention(
+        q_BHTK, k_BHSK, v_BHSK, attn_mask=bias.to(q_BHTK.dtype).expand(len(q_BHTK), -1, -1, -1), scale=scores.scale
+    )
+
+
+@functools.cache
+def _flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+def attend_flex(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scores: Scores) -> Tensor:
+    """FlexAttention. Raises ValueError where gradients are wanted on a CPU, for which it has no backward."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    tensors = (q_BHTK, k_BHSK, v_BHSK)
+    if q_BHTK.device.type == "cpu" and torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
+        raise ValueError("the flex kernel has no backward on a CPU: use math or sdpa to train, or torch.no_grad()")
+    sight, block_mask = scores.sight, None
+    if scores.pattern in scores.blocks:
+        block_mask = scores.blocks[scores.pattern]
+    elif sight.causal or not sight.is_plain(scores.pattern):
+        function = sight.function(scores.pattern)
+        rows = len(q_BHTK) if sight.varies_by_row else None
+        block_mask = create_block_mask(function, rows, None, sight.queries, sight.keys, str(q_BHTK.device))
+        scores.blocks[scores.pattern] = block_mask
+    return _flex()(
+        q_BHTK,
+        k_BHSK.contiguous(),
+        v_BHSK.contiguous(),
+        score_mod=_score_function(scores),
+        block_mask=block_mask,
+        scale=scores.scale,
+    )
+
+
+def _score_function(scores: Scores) -> Callable[..., Tensor] | None:
+    softcap, bias, dense = scores.softcap, scores.bias, scores.bias_BHTS
+    if softcap is None and bias is None and dense is None:
+        return None
+    sight = scores.sight
+
+    def change(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        if bias is not None:
+            distance = look(sight.query_positions_BT, b, i) - look(sight.key_positions_BS, b, j)
+            score = score + bias.of(distance, h)
+        elif dense is not None:
+            score = score + (dense[b, h, i, j] if len(dense) > 1 else dense[0, h, i, j])
+        return score if softcap is None else softcap * torch.tanh(score / softcap)
+
+    return change
+
+
+KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor, Scores], Tensor]] = {
+    "math": attend_math,
+    "sdpa": attend_sdpa,
+    "flex": attend_flex,
+}

@@ -1,0 +1,159 @@
+"""A mixture of experts in place of a feed-forward layer (Switch 2101.03961, GShard 2006.16668, Mixtral 2401.04088)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmlab.model.config import ModelConfig
+from lmlab.model.feed_forward import ACTIVATIONS, FeedForward
+from lmlab.model.settings import GATED, MoEConfig
+
+
+@dataclass
+class Routing:
+    """What the routers of a pass did. `real_N`: False at padding, which takes no expert's place; None: all are real.
+
+    For each layer with experts: the balance loss, the z-loss, and each expert's share of the assignments (E,).
+    """
+
+    real_N: Tensor | None = None
+    balance: list[Tensor] = field(default_factory=list)
+    z: list[Tensor] = field(default_factory=list)
+    load_E: list[Tensor] = field(default_factory=list)
+
+    def auxiliary(self) -> dict[str, Tensor]:
+        """Means over layers, and the loads (layers, E). Empty where there are no experts."""
+        if not self.balance:
+            return {}
+        return {
+            "balance": torch.stack(self.balance).mean(),
+            "router_z": torch.stack(self.z).mean(),
+            "expert_load": torch.stack(self.load_E),
+        }
+
+    def penalty(self, moe: MoEConfig) -> Tensor:
+        """The weighted losses, summed over layers: what is added to the training loss."""
+        return moe.balance_loss * torch.stack(self.balance).sum() + moe.z_loss * torch.stack(self.z).sum()
+
+
+def balance_loss(probabilities_NE: Tensor, chosen_NC: Tensor, real_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(E x sum over experts of f P, f): f is the share of the N x C assignments, P the mean probability (2101.03961,
+    eq. 4; with C = 1 it is Switch's). It is 1 where both are uniform, and E where one expert takes all.
+    """
+    experts = probabilities_NE.shape[-1]
+    weight_N = torch.ones_like(probabilities_NE[:, 0]) if real_N is None else real_N.to(probabilities_NE.dtype)
+    real = weight_N.sum().clamp_min(1)
+    assigned_NE = F.one_hot(chosen_NC, experts).sum(1) * weight_N[:, None]
+    share_E = assigned_NE.sum(0) / (real * chosen_NC.shape[1])
+    mean_E = (probabilities_NE * weight_N[:, None]).sum(0) / real
+    return experts * (share_E * mean_E).sum(), share_E
+
+
+class Experts(nn.Module):
+    """The experts' matrices, stacked: gate and up (E, F, D), down (E, D, F), and their biases (E, F) and (E, D)."""
+
+    def __init__(self, config: ModelConfig, experts: int, d_ff: int, activation: str) -> None:
+        super().__init__()
+        D, bias = config.d_model, config.has_bias("feed_forward")
+        self.activation = ACTIVATIONS[activation]
+        self.gate = nn.Parameter(torch.empty(experts, d_ff, D)) if activation in GATED else None
+        self.up = nn.Parameter(torch.empty(experts, d_ff, D))
+        self.down = nn.Parameter(torch.empty(experts, D, d_ff))
+        self.gate_bias = nn.Parameter(torch.zeros(experts, d_ff)) if bias and activation in GATED else None
+        self.up_bias = nn.Parameter(torch.zeros(experts, d_ff)) if bias else None
+        self.down_bias = nn.Parameter(torch.zeros(experts, D)) if bias else None
+        for weight in (self.gate, self.up, self.down):
+            if weight is not None:
+                nn.init.normal_(weight, std=0.02)
+
+    def forward(self, x_ND: Tensor, expert: int) -> Tensor:
+        """One expert of some rows."""
+
+        def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return F.linear(x, weight[expert], None if bias is None else bias[expert])
+
+        up = linear(x_ND, self.up, self.up_bias)
+        inner = (
+            self.activation(up) if self.gate is None else self.activation(linear(x_ND, self.gate, self.gate_bias)) * up
+        )
+        return linear(inner, self.down, self.down_bias)
+
+
+class MoE(nn.Module):
+    """(B, T, D) -> (B, T, D): the sum over a token's experts of weight x expert(x), plus the shared experts."""
+
+    def __init__(self, config: ModelConfig, moe: MoEConfig, d_ff: int) -> None:
+        super().__init__()
+        self.moe = moe
+        width, activation = moe.d_ff or d_ff, moe.activation or config.activation
+        self.router = nn.Linear(config.d_model, moe.experts, bias=False)
+        self.experts = Experts(config, moe.experts, width, activation)
+        shared = moe.shared_experts * width
+        self.shared = FeedForward(config, shared, activation) if shared else None
+
+    def forward(self, x_BTD: Tensor, routing: Routing) -> Tensor:
+        x_ND = x_BTD.flatten(0, 1)
+        weights_NC, chosen_NC = self.route(x_ND, routing)
+        out_ND = self.dispatch(x_ND, weights_NC, chosen_NC)
+        if self.shared is not None:
+            out_ND = out_ND + self.shared(x_ND)
+        return out_ND.view_as(x_BTD)
+
+    def route(self, x_ND: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+        """Weights and experts of each token, (N, C); the weight is 0 where a token is dropped. In float32."""
+        moe = self.moe
+        with torch.autocast(x_ND.device.type, enabled=False):
+            seen_ND = x_ND.float()
+            if self.training and moe.jitter:
+                seen_ND = seen_ND * torch.empty_like(seen_ND).uniform_(1 - moe.jitter, 1 + moe.jitter)
+            logits_NE = F.linear(seen_ND, self.router.weight.float())
+            probabilities_NE = logits_NE.softmax(-1)
+            weights_NC, chosen_NC = probabilities_NE.topk(moe.top_k, dim=-1)
+            loss, load_E = balance_loss(probabilities_NE, chosen_NC, routing.real_N)
+            square_N = logits_NE.logsumexp(-1).square()
+            real_N = routing.real_N
+            routing.z.append(
+                square_N.mean() if real_N is None else (square_N * real_N).sum() / real_N.sum().clamp_min(1)
+            )
+            routing.balance.append(loss)
+            routing.load_E.append(load_E.detach())
+            if moe.normalise == "chosen":
+                weights_NC = weights_NC / weights_NC.sum(-1, keepdim=True)
+            return weights_NC * self._kept(weights_NC.detach(), chosen_NC, real_N), chosen_NC
+
+    def _kept(self, weights_NC: Tensor, chosen_NC: Tensor, real_N: Tensor | None) -> Tensor:
+        """1.0 where a token is taken by an expert, 0.0 where it is dropped, (N, C)."""
+        N, C = chosen_NC.shape
+        kept_NC = torch.ones_like(weights_NC, dtype=torch.bool)
+        if real_N is not None:
+            kept_NC = kept_NC & real_N[:, None]
+        if self.training and self.moe.second_policy == "random":
+            drawn_N = torch.rand_like(weights_NC[:, 1]) < 2 * weights_NC[:, 1]
+            kept_NC = torch.stack((kept_NC[:, 0], kept_NC[:, 1] & drawn_N), dim=1)
+        factor = self.moe.capacity_factor if self.training else self.moe.evaluation_capacity_factor
+        if factor is not None:
+            tokens = torch.as_tensor(N, device=kept_NC.device) if real_N is None else real_N.sum()
+            capacity = torch.ceil(tokens.double() * factor * C / self.moe.experts)
+            # All first choices queue before all second ones (GShard), tokens in their order.
+            queue_XE = F.one_hot(chosen_NC.T.reshape(-1), self.moe.experts) * kept_NC.T.reshape(-1, 1)
+            place_X = (queue_XE.cumsum(0) * queue_XE).sum(-1)
+            kept_NC = kept_NC & (place_X <= capacity).view(C, N).T
+        return kept_NC.float()
+
+    def dispatch(self, x_ND: Tensor, weights_NC: Tensor, chosen_NC: Tensor) -> Tensor:
+        """Each expert's rows together; rows of weight 0 are not computed."""
+        token_X, choice_X = (weights_NC > 0).nonzero(as_tuple=True)
+        expert_X = chosen_NC[token_X, choice_X]
+        order = expert_X.argsort(stable=True)
+        token_X, weight_X = token_X[order], weights_NC[token_X, choice_X][order]
+        sizes = torch.bincount(expert_X, minlength=self.moe.experts).tolist()
+        parts = [self.experts(rows, expert) for expert, rows in enumerate(x_ND[token_X].split(sizes)) if len(rows)]
+        if not parts:
+            return torch.zeros_like(x_ND)
+        found_XD = torch.cat(parts)
+        out_ND = torch.zeros(x_ND.shape, dtype=torch.float32, device=x_ND.device)
+        return out_ND.index_add(0, token_X, found_XD.float() * weight_X[:, None]).to(found_XD.dtype)
