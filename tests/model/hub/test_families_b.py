@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 from harness_b import VOCABULARY, lively, there_and_back  # noqa: E402
 
-from lmlab.model.hub import bart, gemma, glm, llama, mixtral, olmo2, t5  # noqa: E402
+from lmlab.model.hub import bart, gemma, glm, llama, mixtral, olmo2, switch_transformers, t5  # noqa: E402
 
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -123,10 +123,24 @@ BART = {
     "decoder_start_token_id": 2,
     "attn_implementation": "eager",
 }
+SWITCH = {name: value for name, value in T5.items() if name not in ("num_layers", "num_decoder_layers")} | {
+    "num_layers": 4,
+    "num_decoder_layers": 3,
+    "num_sparse_encoder_layers": 2,
+    "num_sparse_decoder_layers": 1,
+    "num_experts": 3,
+}
 ENCODER_DECODERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "t5": (t5, "T5", T5),
     "t5 gelu": (t5, "T5", T5 | {"feed_forward_proj": "gelu_new", "num_decoder_layers": 1}),
     "t5 v1.1": (t5, "T5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "switch": (switch_transformers, "SwitchTransformers", SWITCH),
+    "switch, tokens dropped": (switch_transformers, "SwitchTransformers", SWITCH | {"expert_capacity": 3}),
+    "switch, experts everywhere": (
+        switch_transformers,
+        "SwitchTransformers",
+        SWITCH | {"num_sparse_encoder_layers": 4, "num_sparse_decoder_layers": 3, "expert_capacity": 4},
+    ),
     "bart": (bart, "Bart", BART),
     "bart scaled": (bart, "Bart", BART | {"scale_embedding": True, "activation_function": "relu"}),
 }
