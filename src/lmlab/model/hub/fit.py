@@ -65,6 +65,13 @@ def unlike(config: ModelConfig, files: str, fixed: dict[str, Any], held: Iterabl
     return None
 
 
+class Settings(dict[str, Any]):
+    """A `config.json` whose missing settings are refused by name."""
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"{name} is missing; this family's files name it")
+
+
 def refuse(hub: dict[str, Any], **expected: Any) -> None:
     """Raise ValueError where a setting of a `config.json` is there, not null, and not the only value that this model
     honours."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import names
 from lmlab.model.hub.family import SpecialTokens
-from lmlab.model.hub.fit import GATED_OF, activation_name, activation_of, refuse, unlike
+from lmlab.model.hub.fit import GATED_OF, Settings, activation_name, activation_of, refuse, unlike
 from lmlab.model.hub.rotation import (
     WINDOW_LAYER,
     layer_types_of,
@@ -144,6 +144,7 @@ def decoder_from_hub(
 
     Raises ValueError for a rotation or an activation that this model has not.
     """
+    hub = Settings(hub)
     refuse(hub)
     rope = rope_from_hub(hub, theta, fraction or 1.0)
     if fraction is None and "rope_fraction" in rope:

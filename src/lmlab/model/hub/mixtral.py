@@ -43,9 +43,12 @@ def misfit(config: ModelConfig) -> str | None:
     return problem or llama.odd_pattern(config)
 
 
+_PLAIN_EXPERTS = {"evaluation_capacity_factor": None, "sequence_capacity": None, "shared_experts": 0}
+
+
 def odd_experts(moe: MoEConfig, **wanted: Any) -> str | None:
     """Why these experts compute something else in evaluation than a file's, or None."""
-    for name, value in ({"evaluation_capacity_factor": None, "shared_experts": 0} | wanted).items():
+    for name, value in (_PLAIN_EXPERTS | wanted).items():
         if getattr(moe, name) != value:
             return f"moe.{name} is {getattr(moe, name)}; expected {value}"
     return None

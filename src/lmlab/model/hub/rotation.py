@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from lmlab.model.config import ModelConfig, RopeScaling
-from lmlab.model.hub.fit import str_of
+from lmlab.model.hub.fit import Settings, str_of
 
 _ORIGINAL = "original_max_position_embeddings"
 _COMMON = frozenset(("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"))
@@ -49,7 +49,9 @@ def rope_from_hub(hub: dict[str, Any], theta: float = 10000.0, fraction: float =
 def _scaling(kind: str, rope: dict[str, Any], hub: dict[str, Any]) -> RopeScaling:
     names = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
     given = {name: rope[name] for name in names if rope.get(name) is not None}
-    longest = hub["max_position_embeddings"]
+    longest = Settings(hub)["max_position_embeddings"]
+    if "factor" not in given and kind != "yarn":
+        raise ValueError(f"rope_type '{kind}' without a factor")
     original = hub.get(_ORIGINAL) or rope.get(_ORIGINAL) or longest
     if kind == "linear":
         return RopeScaling(kind="linear", **given)

@@ -54,7 +54,7 @@ def misfit(config: ModelConfig) -> str | None:
     held = (*held, "encoder_layers", "encoder_heads", "encoder_d_ff")
     problem = (
         t5.odd_stack(config, "switch_transformers")
-        or odd_experts(moe, normalise="all", top_k=1)
+        or odd_experts(moe, normalise="all", top_k=1, sequence_capacity=moe.sequence_capacity)
         or unlike(config, "switch_transformers", fixed, held)
     )
     if problem is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import names
 from lmlab.model.hub.family import SpecialTokens
-from lmlab.model.hub.fit import activation_name, activation_of, refuse, unlike
+from lmlab.model.hub.fit import Settings, activation_name, activation_of, refuse, unlike
 from lmlab.model.settings import GATED
 
 MODEL_TYPES = {"t5": "T5ForConditionalGeneration"}
@@ -128,6 +128,7 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
 
 def shape_from_hub(hub: dict[str, Any]) -> dict[str, Any]:
     """The settings that a T5 and a model made from it have. `n_positions`, where it is absent, is T5's 512."""
+    hub = Settings(hub)
     return FIXED | {
         "layers": hub.get("num_decoder_layers") or hub["num_layers"],
         "encoder_layers": hub["num_layers"],
