@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from lmlab.model.config import ModelConfig, MoEConfig, RopeScaling
 from lmlab.model.hub import bart, gemma, glm, llama, mixtral, olmo2, switch_transformers, t5
+from lmlab.model.presets import PRESETS, preset
 from lmlab.model.transformer import Transformer
 
 transformers = pytest.importorskip("transformers")
@@ -131,6 +132,18 @@ def test_what_a_family_cannot_hold_is_said(case: Any) -> None:
     assert words in module.misfit(ModelConfig(**PLAIN | change))
 
 
+ALL = (llama, mixtral, gemma, olmo2, glm, t5, bart, switch_transformers)
+
+
+def test_presets_find_their_family() -> None:
+    """No family fails to say of any preset whether it fits, and at most one family holds it."""
+    found = {name: [m.__name__.split(".")[-1] for m in ALL if m.misfit(preset(name)) is None] for name in PRESETS}
+    fitting = {name: families for name, families in found.items() if families}
+    assert all(len(families) == 1 for families in fitting.values()), fitting
+    for name, family in {"llama-7b": "llama", "mixtral-8x7b": "mixtral", "t5-base": "t5", "bart-large": "bart"}.items():
+        assert fitting[name] == [family]
+
+
 def saved(theirs: Any, folder: Path, **options: Any) -> dict[str, torch.Tensor]:
     lively(theirs).save_pretrained(folder, **options)
     return load_file(folder / "model.safetensors")
@@ -154,8 +167,8 @@ def test_stacked_experts_are_read_as_those_apart(tmp_path: Path) -> None:
     assert set(first) - set(found) == {"blocks.1.feed_forward.experts.up"}
 
 
-def test_copies_of_a_tied_weight(tmp_path: Path) -> None:
-    """An equal copy is dropped, one that differs is left over, one that stands alone is the weight."""
+def test_copies_of_a_tied_weight() -> None:
+    """An equal copy is dropped, one that differs is refused, one that stands alone is the weight."""
     config = llama.from_hub(LLAMA)
     state = Transformer(config).initialise(0).state_dict()
     file = llama.weights_to_hub(state, config)
@@ -163,7 +176,10 @@ def test_copies_of_a_tied_weight(tmp_path: Path) -> None:
     computed = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     found, left = llama.weights_from_hub(file | computed | {"lm_head.weight": embedding.clone()}, config)
     assert same(found, state) and left == []
-    assert llama.weights_from_hub(file | {"lm_head.weight": embedding + 1}, config)[1] == ["lm_head.weight"]
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
+        llama.weights_from_hub(file | {"lm_head.weight": embedding + 1}, config)
+    found, left = llama.weights_from_hub({name.removeprefix("model."): t for name, t in file.items()}, config)
+    assert same(found, state) and left == []
     alone = {name: t for name, t in file.items() if name != "model.embed_tokens.weight"} | {"lm_head.weight": embedding}
     found, left = llama.weights_from_hub(alone, config)
     assert same(found, state) and left == []
@@ -179,6 +195,15 @@ def test_older_files_of_encoder_decoders(tmp_path: Path) -> None:
     found, left = bart.weights_from_hub(bare, config)
     assert left == []
     assert same(found, full | {"head_bias": torch.zeros(VOCABULARY)})
+
+    without = config.model_copy(update={"head_bias": False})
+    state = {name: tensor for name, tensor in full.items() if name != "head_bias"}
+    assert bart.misfit(without) is None
+    again = bart.weights_to_hub(state, without)
+    assert again.keys() == file.keys() and not again["final_logits_bias"].any()
+    found, left = bart.weights_from_hub(again, without)
+    assert left == [] and same(found, state)
+    assert bart.weights_from_hub(file, without)[1] == ["final_logits_bias"]
 
     file = saved(transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)), tmp_path / "t5")
     shared, odd = file["shared.weight"], "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"

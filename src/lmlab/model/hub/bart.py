@@ -1,10 +1,14 @@
 """BART files (1910.13461): post-LayerNorm with biases, learned positions whose table starts at row 2, a norm after the
-embedding, a bias on the logits."""
+embedding, a bias on the logits.
+
+Positions count a row's real tokens here and its places in transformers: the same where padding comes after the tokens.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lmlab.model.config import ModelConfig
@@ -23,7 +27,6 @@ _FIXED: dict[str, Any] = {
     "final_norm": False,
     "position": "learned",
     "position_offset": 2,
-    "head_bias": True,
 }
 _BIASES = dict.fromkeys(("qkv_bias", "attention_out_bias", "feed_forward_bias"), True)
 _EPS = 1e-5  # of every norm, by the code; the files do not say
@@ -56,7 +59,7 @@ def misfit(config: ModelConfig) -> str | None:
     if config.embedding_scale not in (None, 1.0):
         fixed["embedding_scale"] = config.d_model**0.5
     fixed |= {"kv_heads": config.heads, "encoder_heads": config.heads}
-    held = ("activation", "encoder_layers", "encoder_d_ff")
+    held = ("activation", "encoder_layers", "encoder_d_ff", "head_bias")
     problem = unlike(config, "bart", fixed, held)
     if problem is None and config.activation not in PLAIN_OF.values():
         problem = f"activation is {config.activation}; bart files hold {', '.join(sorted(set(PLAIN_OF.values())))}"
@@ -118,6 +121,7 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
     )
     return ModelConfig(
         **_FIXED,
+        head_bias=True,
         bias=True,
         layers=hub["decoder_layers"],
         encoder_layers=hub["encoder_layers"],
@@ -135,15 +139,17 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
 
 
 def weights_to_hub(weights: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Our state dict under the file's names."""
+    """Our state dict under the file's names; a model without a bias on the logits has one of zeros there."""
     named = names.to_hub(weights, TABLE)
-    return named | {"final_logits_bias": named["final_logits_bias"][None]}
+    bias = named.get("final_logits_bias", torch.zeros(config.vocab_size))
+    return named | {"final_logits_bias": bias[None]}
 
 
 def weights_from_hub(weights: dict[str, Tensor], config: ModelConfig) -> tuple[dict[str, Tensor], list[str]]:
     """A file's tensors under our names, and the names of those that have no place in the config.
 
-    Files of the bare model (names without `model.`, no head) are read too; without final_logits_bias it is 0.
+    Files of the bare model (names without `model.`, no head) are read too; without final_logits_bias it is 0, and one of
+    zeros has no place in a config without it and needs none.
     """
     if not any(name.startswith("model.") for name in weights):
         bare = ("shared.", "encoder.", "decoder.")
@@ -155,4 +161,6 @@ def weights_from_hub(weights: dict[str, Tensor], config: ModelConfig) -> tuple[d
     elif "model.shared.weight" in weights:
         shared = weights["model.shared.weight"]
         weights["final_logits_bias"] = shared.new_zeros(len(shared))
+    if not config.head_bias and not weights.get("final_logits_bias", torch.ones(1)).any():
+        del weights["final_logits_bias"]
     return names.from_hub(weights, config, TABLE)

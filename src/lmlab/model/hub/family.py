@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class SpecialTokens:
     """The ids that a `config.json` names."""
 
-    eos_id: int
+    eos_id: int | None
     pad_id: int | None = None
     bos_id: int | None = None
     decoder_start_id: int | None = None

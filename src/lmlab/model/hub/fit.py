@@ -52,9 +52,9 @@ def unlike(config: ModelConfig, files: str, fixed: dict[str, Any], held: Iterabl
     value of a plain config of this shape)."""
     found = effective(config)
     shape = {name: getattr(config, name) for name in _SHAPE}
-    if config.d_model % config.heads:
-        shape["head_dim"] = config.head_dim
-    plain = effective(ModelConfig(**shape)) | fixed
+    shape["head_dim"] = 2  # even, as rope wants it; what a plain config's is follows from the width
+    plain = effective(ModelConfig(**shape)) | {"head_dim": config.d_model / config.heads, "attention_scale": None}
+    plain |= fixed
     for name, value in found.items():
         if name in held or name in _EVERYONE or (value is None and name.startswith(("rope_", "relative_"))):
             continue

@@ -206,7 +206,9 @@ def weights_from_hub(weights: dict[str, Tensor], config: ModelConfig) -> tuple[d
 
 
 def cleaned(weights: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Without computed buffers, and without a tied head's copy."""
+    """Without computed buffers and a tied head's copy; files of the bare model, which lack `model.`, get it."""
+    if "embed_tokens.weight" in weights:
+        weights = {name if name.startswith("lm_head.") else f"model.{name}": each for name, each in weights.items()}
     weights = names.drop_buffers(weights, BUFFERS)
     if config.tie_embeddings:
         weights = names.drop_copies(weights, "model.embed_tokens.weight", ("lm_head.weight",))

@@ -50,8 +50,8 @@ def from_hub(weights: Weights, config: ModelConfig, table: Table) -> tuple[Weigh
 
 
 def drop_copies(weights: Weights, kept: str, copies: Iterable[str]) -> Weights:
-    """Without the copies of a tied weight. A file may hold the weight under a copy's name alone; a copy that differs stays,
-    so that it is reported as left over."""
+    """Without the copies of a tied weight; a file may hold the weight under a copy's name alone. Raises ValueError for a copy
+    that differs."""
     weights = dict(weights)
     for copy in copies:
         if copy not in weights:
@@ -60,6 +60,8 @@ def drop_copies(weights: Weights, kept: str, copies: Iterable[str]) -> Weights:
             weights[kept] = weights.pop(copy)
         elif torch.equal(weights[copy], weights[kept]):
             del weights[copy]
+        else:
+            raise ValueError(f"{copy} differs from {kept}, though the config says that they are one weight")
     return weights
 
 

@@ -1,6 +1,7 @@
 """Switch Transformer files (2101.03961): T5 with one of many experts a token in some layers, tied, the router in float32.
 
-An expert takes the first `expert_capacity` tokens of a sequence; those after them pass by in the residual stream.
+An expert takes the first `expert_capacity` tokens of a sequence; those after them pass by in the residual stream. Padding
+takes no place here; in transformers it does, which is the same where it comes after the tokens.
 """
 
 from __future__ import annotations
