@@ -23,6 +23,7 @@ from transformers import LlamaForCausalLM
 from lmlab.device import processor
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import llama
+from lmlab.model.hub.family import SpecialTokens
 from lmlab.model.transformer import Transformer
 from lmlab.objective.batch import Batch
 from lmlab.objective.language_model import LanguageModel
@@ -36,10 +37,10 @@ ROWS = 12
 def peer(weights: dict[str, torch.Tensor]) -> LlamaForCausalLM:
     """transformers' Llama with our weights."""
     with tempfile.TemporaryDirectory() as folder:
-        write_json(Path(folder) / "config.json", llama.to_hub(SHAPE, 0, 1))
+        write_json(Path(folder) / "config.json", llama.to_hub(SHAPE, SpecialTokens(0, 1)))
         from safetensors.torch import save_file
 
-        save_file(llama.weights_to_hub(weights), Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        save_file(llama.weights_to_hub(weights, SHAPE), Path(folder) / "model.safetensors", metadata={"format": "pt"})
         return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
 
 

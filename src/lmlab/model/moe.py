@@ -97,13 +97,13 @@ class MoE(nn.Module):
 
     def forward(self, x_BTD: Tensor, routing: Routing) -> Tensor:
         x_ND = x_BTD.flatten(0, 1)
-        weights_NC, chosen_NC = self.route(x_ND, routing)
+        weights_NC, chosen_NC = self.route(x_ND, routing, len(x_BTD))
         out_ND = self.dispatch(x_ND, weights_NC, chosen_NC)
         if self.shared is not None:
             out_ND = out_ND + self.shared(x_ND)
         return out_ND.view_as(x_BTD)
 
-    def route(self, x_ND: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+    def route(self, x_ND: Tensor, routing: Routing, sequences: int = 1) -> tuple[Tensor, Tensor]:
         """Weights and experts of each token, (N, C); the weight is 0 where a token is dropped. In float32."""
         moe = self.moe
         with torch.autocast(x_ND.device.type, enabled=False):
@@ -123,9 +123,9 @@ class MoE(nn.Module):
             routing.load_E.append(load_E.detach())
             if moe.normalise == "chosen":
                 weights_NC = weights_NC / weights_NC.sum(-1, keepdim=True)
-            return weights_NC * self._kept(weights_NC.detach(), chosen_NC, real_N), chosen_NC
+            return weights_NC * self._kept(weights_NC.detach(), chosen_NC, real_N, sequences), chosen_NC
 
-    def _kept(self, weights_NC: Tensor, chosen_NC: Tensor, real_N: Tensor | None) -> Tensor:
+    def _kept(self, weights_NC: Tensor, chosen_NC: Tensor, real_N: Tensor | None, sequences: int) -> Tensor:
         """1.0 where a token is taken by an expert, 0.0 where it is dropped, (N, C)."""
         N, C = chosen_NC.shape
         kept_NC = torch.ones_like(weights_NC, dtype=torch.bool)
@@ -138,11 +138,18 @@ class MoE(nn.Module):
         if factor is not None:
             tokens = torch.as_tensor(N, device=kept_NC.device) if real_N is None else real_N.sum()
             capacity = torch.ceil(tokens.double() * factor * C / self.moe.experts)
-            # All first choices queue before all second ones (GShard), tokens in their order.
-            queue_XE = F.one_hot(chosen_NC.T.reshape(-1), self.moe.experts) * kept_NC.T.reshape(-1, 1)
-            place_X = (queue_XE.cumsum(0) * queue_XE).sum(-1)
-            kept_NC = kept_NC & (place_X <= capacity).view(C, N).T
+            kept_NC = self._taken(chosen_NC, kept_NC, capacity, 1)
+        if self.moe.sequence_capacity is not None:
+            kept_NC = self._taken(chosen_NC, kept_NC, self.moe.sequence_capacity, sequences)
         return kept_NC.float()
+
+    def _taken(self, chosen_NC: Tensor, kept_NC: Tensor, capacity: int | Tensor, groups: int) -> Tensor:
+        """Of the tokens kept so far, those that find a place where an expert has `capacity` of them in each of `groups`
+        equal parts. All first choices queue before all second ones (GShard), tokens in their order."""
+        chosen_GCT, kept_GCT = (each.view(groups, -1, each.shape[1]).transpose(1, 2) for each in (chosen_NC, kept_NC))
+        queue_GXE = F.one_hot(chosen_GCT.flatten(1), self.moe.experts) * kept_GCT.flatten(1)[:, :, None]
+        place_GX = (queue_GXE.cumsum(1) * queue_GXE).sum(-1)
+        return kept_NC & (place_GX <= capacity).view(chosen_GCT.shape).transpose(1, 2).reshape(kept_NC.shape)
 
     def dispatch(self, x_ND: Tensor, weights_NC: Tensor, chosen_NC: Tensor) -> Tensor:
         """Each expert's rows together; rows of weight 0 are not computed."""

@@ -74,6 +74,9 @@ class MoEConfig(Config):
     in the residual stream. null: no token is dropped."""
     evaluation_capacity_factor: float | None = Field(default=None, gt=0)
     """The same in evaluation. null: no token is dropped."""
+    sequence_capacity: int | None = Field(default=None, ge=1)
+    """In training and in evaluation an expert takes at most this many tokens of each sequence, the first ones (Switch as
+    its public files have it). null: no limit."""
     second_policy: Literal["all", "random"] = "all"
     """random: in training a token's second expert is kept with probability min(1, 2 x its weight) (GShard, 2006.16668)."""
     shared_experts: int = Field(default=0, ge=0)

@@ -16,6 +16,8 @@ from lmlab.device import machine
 from lmlab.errors import Refused, nearest
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import llama
+from lmlab.model.hub.family import SpecialTokens
+from lmlab.model.hub.names import name_to_hub
 from lmlab.model.presets import preset
 from lmlab.model.transformer import Transformer
 from lmlab.progress import say
@@ -45,13 +47,13 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
-    if llama.fits(model.config):
-        hub = llama.to_hub(model.config, tokenizer.eos_id, tokenizer.pad_id)
+    if llama.misfit(model.config) is None:
+        hub = llama.to_hub(model.config, SpecialTokens(tokenizer.eos_id, tokenizer.pad_id))
         if extra is not None:
             weights.pop("head.weight", None)
             hub["architectures"] = [hub["architectures"][0].replace("ForCausalLM", "ForSequenceClassification")]
             hub |= {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
-        named = llama.weights_to_hub(weights) | (extra or {})
+        named = llama.weights_to_hub(weights, model.config) | (extra or {})
     else:
         hub = {"model_type": "lmlab", "architectures": ["lmlab"], "eos_token_id": tokenizer.eos_id}
         named = weights | (extra or {})
@@ -133,7 +135,8 @@ def load_with_extra(folder: Path) -> tuple[Transformer, dict[str, Tensor]]:
     config = read_config(folder)
     model = Transformer(config)
     weights = read_weights(folder)
-    names = {(llama.name_to_hub(name) if llama.fits(config) else name): name for name in model.state_dict()}
+    known = llama.misfit(config) is None
+    names = {(name_to_hub(name, llama.TABLE) if known else name): name for name in model.state_dict()}
     if config.tie_embeddings:
         weights.pop("lm_head.weight", None)
     missing = sorted(set(names) - set(weights) - {"lm_head.weight"})
