@@ -48,7 +48,7 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
     if llama.misfit(model.config) is None:
-        hub = llama.to_hub(model.config, SpecialTokens(tokenizer.eos_id, tokenizer.pad_id))
+        hub = llama.to_hub(model.config, SpecialTokens(tokenizer.eos_id, tokenizer.pad_id, tokenizer.eos_id))
         if extra is not None:
             weights.pop("head.weight", None)
             hub["architectures"] = [hub["architectures"][0].replace("ForCausalLM", "ForSequenceClassification")]

@@ -109,7 +109,7 @@ def decoder_to_hub(config: ModelConfig, special: SpecialTokens, kind: str, archi
         "initializer_range": 0.02,
         "tie_word_embeddings": config.tie_embeddings,
         "use_cache": True,
-        "bos_token_id": special.bos_id if special.bos_id is not None else special.eos_id,
+        "bos_token_id": special.bos_id,
         "eos_token_id": special.eos_id,
         "pad_token_id": special.pad_id,
         "dtype": "float32",

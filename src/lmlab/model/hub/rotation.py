@@ -49,9 +49,9 @@ def rope_from_hub(hub: dict[str, Any], theta: float = 10000.0, fraction: float =
 def _scaling(kind: str, rope: dict[str, Any], hub: dict[str, Any]) -> RopeScaling:
     names = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
     given = {name: rope[name] for name in names if rope.get(name) is not None}
-    longest = Settings(hub)["max_position_embeddings"]
-    if "factor" not in given and kind != "yarn":
+    if "factor" not in given and (kind != "yarn" or not rope.get(_ORIGINAL)):
         raise ValueError(f"rope_type '{kind}' without a factor")
+    longest = Settings(hub)["max_position_embeddings"]
     original = hub.get(_ORIGINAL) or rope.get(_ORIGINAL) or longest
     if kind == "linear":
         return RopeScaling(kind="linear", **given)

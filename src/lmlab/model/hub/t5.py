@@ -111,8 +111,8 @@ def shape_to_hub(config: ModelConfig, special: SpecialTokens, kind: str, archite
         "tie_word_embeddings": config.tie_embeddings,
         "use_cache": True,
         "eos_token_id": special.eos_id,
-        "pad_token_id": special.eos_id if special.pad_id is None else special.pad_id,
-        "decoder_start_token_id": special.eos_id if start is None else start,
+        "pad_token_id": special.pad_id,
+        "decoder_start_token_id": start,
         "dtype": "float32",
         "torch_dtype": "float32",
     }
