@@ -4,51 +4,48 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from lmlab.model.config import ModelConfig
+from lmlab.model.hub.family import Names, SpecialTokens, common, differs
 
 MODEL_TYPES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
-_BLOCK = {
-    "attention_norm.weight": "input_layernorm.weight",
-    "attention.q.weight": "self_attn.q_proj.weight",
-    "attention.k.weight": "self_attn.k_proj.weight",
-    "attention.v.weight": "self_attn.v_proj.weight",
-    "attention.out.weight": "self_attn.o_proj.weight",
-    "attention.q_norm.weight": "self_attn.q_norm.weight",
-    "attention.k_norm.weight": "self_attn.k_norm.weight",
-    "feed_forward_norm.weight": "post_attention_layernorm.weight",
-    "feed_forward.gate.weight": "mlp.gate_proj.weight",
-    "feed_forward.up.weight": "mlp.up_proj.weight",
-    "feed_forward.down.weight": "mlp.down_proj.weight",
-}
-_TOP = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "final_norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
-}
-
-
-_HELD = frozenset(
-    ("kv_heads", "head_dim", "d_ff", "eps", "rope_theta", "qk_norm", "tie_embeddings", "dropout", "initialisation")
+NAMES = Names(
+    top={
+        "embedding": "model.embed_tokens",
+        "final_norm": "model.norm",
+        "head.weight": "lm_head.weight",
+    },
+    block={
+        "attention_norm": "input_layernorm",
+        "attention.q": "self_attn.q_proj",
+        "attention.k": "self_attn.k_proj",
+        "attention.v": "self_attn.v_proj",
+        "attention.out": "self_attn.o_proj",
+        "attention.q_norm": "self_attn.q_norm",
+        "attention.k_norm": "self_attn.k_norm",
+        "feed_forward_norm": "post_attention_layernorm",
+        "feed_forward.gate": "mlp.gate_proj",
+        "feed_forward.up": "mlp.up_proj",
+        "feed_forward.down": "mlp.down_proj",
+    },
+    base="model.",
+    blocks="layers",
+    buffers=(r"rotary_emb\.inv_freq$",),
 )
-"""Switches that these files hold, or that do not change what a trained model computes."""
+weights_to_hub, weights_from_hub = NAMES.to_hub, NAMES.from_hub
 
 
-def fits(config: ModelConfig) -> bool:
-    """Whether a config is a Llama or Qwen3 in these files: every switch that they do not hold is at its default."""
-    return config.has_final_norm and not config.differs(_HELD | {"final_norm"})
+def misfit(config: ModelConfig) -> str | None:
+    """Why Llama and Qwen3 files cannot hold a config, or None."""
+    held = ("kv_heads", "head_dim", "d_ff", "eps", "rope_theta", "qk_norm", "tie_embeddings")
+    return differs(config, frozenset(held))
 
 
-def to_hub(config: ModelConfig, eos_id: int, pad_id: int | None) -> dict[str, Any]:
+def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
     """The `config.json` of a config: both the older and the newer spelling of the rotation and the number type."""
     kv_heads, head_dim, d_ff = config.dims
     kind = "qwen3" if config.qk_norm else "llama"
-    return {
-        "architectures": [MODEL_TYPES[kind]],
-        "model_type": kind,
-        "vocab_size": config.vocab_size,
+    return common(config, kind, MODEL_TYPES[kind], special) | {
         "hidden_size": config.d_model,
         "intermediate_size": d_ff,
         "num_hidden_layers": config.layers,
@@ -64,13 +61,6 @@ def to_hub(config: ModelConfig, eos_id: int, pad_id: int | None) -> dict[str, An
         "mlp_bias": False,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
-        "tie_word_embeddings": config.tie_embeddings,
-        "use_cache": True,
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
-        "pad_token_id": pad_id,
-        "dtype": "float32",
-        "torch_dtype": "float32",
     }
 
 
@@ -96,16 +86,3 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
         qk_norm=hub["model_type"] == "qwen3",
         tie_embeddings=bool(hub.get("tie_word_embeddings", False)),
     )
-
-
-def name_to_hub(name: str) -> str:
-    """The file's name of one of our parameters."""
-    if name in _TOP:
-        return _TOP[name]
-    _, layer, rest = name.split(".", 2)
-    return f"model.layers.{layer}.{_BLOCK[rest]}"
-
-
-def weights_to_hub(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under the file's names."""
-    return {name_to_hub(name): tensor for name, tensor in weights.items()}
