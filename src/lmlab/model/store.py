@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmlab.device import machine
 from lmlab.errors import Refused, nearest
 from lmlab.model.config import ModelConfig
-from lmlab.model.hub import llama
-from lmlab.model.hub.family import SpecialTokens
-from lmlab.model.hub.names import name_to_hub
+from lmlab.model.hub import Family, SpecialTokens, family_of_config, family_of_file, misfits
+from lmlab.model.hub.family import Weights, empty_state
+from lmlab.model.hub.files import LIMIT, names_of, read_weights, write_weights
 from lmlab.model.presets import preset
 from lmlab.model.transformer import Transformer
 from lmlab.progress import say
@@ -45,35 +45,81 @@ def save_model(
 
     With `extra` weights (a reward model's `score.weight`) the directory opens as a sequence classifier of one label.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
-    if llama.misfit(model.config) is None:
-        hub = llama.to_hub(model.config, SpecialTokens(tokenizer.eos_id, tokenizer.pad_id, tokenizer.eos_id))
-        if extra is not None:
-            weights.pop("head.weight", None)
-            hub["architectures"] = [hub["architectures"][0].replace("ForCausalLM", "ForSequenceClassification")]
-            hub |= {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
-        named = llama.weights_to_hub(weights, model.config) | (extra or {})
-    else:
-        hub = {"model_type": "lmlab", "architectures": ["lmlab"], "eos_token_id": tokenizer.eos_id}
-        named = weights | (extra or {})
+    special = SpecialTokens(tokenizer.eos_id, tokenizer.pad_id, tokenizer.eos_id)
     stops = list(dict.fromkeys((tokenizer.eos_id, tokenizer.end_of_turn_id)))
-    write_json(folder / "config.json", hub)
-    write_json(
-        folder / "generation_config.json",
-        {
-            "bos_token_id": tokenizer.eos_id,
-            "eos_token_id": stops,
-            "pad_token_id": tokenizer.pad_id,
-            "do_sample": False,
-        },
-    )
-    temporary = folder / ".model.safetensors.tmp"
-    save_file(named, temporary, metadata={"format": "pt"})
-    temporary.replace(folder / "model.safetensors")
+    write_model(folder, model, special, stops, extra)
     tokenizer.save(folder)
+
+
+def write_model(
+    folder: Path,
+    model: Transformer,
+    special: SpecialTokens,
+    stops: Sequence[int],
+    extra: dict[str, Tensor] | None = None,
+    prefer: str | None = None,
+    limit: int = LIMIT,
+) -> str:
+    """The same without a tokenizer; returns the model_type. `stops`: ids that end an answer. `prefer`: the model_type to
+    take where the model fits several families. `limit`: bytes of a weight file.
+
+    A model without a home in the ecosystem is written in lmlab's own format, which only lmlab reads; a line says so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    weights = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
+    family = family_of_config(config, prefer)
+    hub = None if family is None else family.to_hub(config, special)
+    if hub is not None and extra is not None:
+        hub = _as_classifier(hub)
+        weights = {name: tensor for name, tensor in weights.items() if name not in _HEAD}
+    if family is None or hub is None:
+        hub = {
+            "model_type": OWN,
+            "architectures": [OWN],
+            "eos_token_id": special.eos_id,
+            "pad_token_id": special.pad_id,
+        }
+        named = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
+        say(
+            f"no public family has this model{_closest(config)}: written in lmlab's own format, which lmlab alone opens"
+        )
+    else:
+        named = family.weights_to_hub(weights, config)
+    write_json(folder / "config.json", hub)
+    generation = {
+        "bos_token_id": special.bos_id,
+        "eos_token_id": list(stops),
+        "pad_token_id": special.pad_id,
+        "decoder_start_token_id": special.decoder_start_id,
+        "do_sample": False,
+    }
+    kept = {name: value for name, value in generation.items() if value is not None and value != []}
+    write_json(folder / "generation_config.json", kept)
+    write_weights(folder, named | (extra or {}), limit)
     kind = "reward" if extra is not None else "language-model"
-    write_json(folder / "lmlab.json", {"kind": kind, "model": model.config.model_dump(mode="json")})
+    write_json(folder / "lmlab.json", {"kind": kind, "model": config.model_dump(mode="json")})
+    return str(hub["model_type"])
+
+
+OWN = "lmlab"
+"""The model_type of our own format: config.json says nothing more, and weights have our names."""
+_HEAD = ("head.weight", "head_bias")
+_NO_CLASSIFIER = ("codegen",)
+
+
+def _as_classifier(hub: dict[str, Any]) -> dict[str, Any] | None:
+    """The config.json of the family's sequence classifier of one label, or None where it has none."""
+    name = re.sub("(ForCausalLM|LMHeadModel)$", "ForSequenceClassification", hub["architectures"][0])
+    if name == hub["architectures"][0] or hub["model_type"] in _NO_CLASSIFIER:
+        return None
+    labels = {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
+    return hub | {"architectures": [name], **labels}
+
+
+def _closest(config: ModelConfig) -> str:
+    reasons = misfits(config)
+    return f" ({'; '.join(f'{name}: {reason}' for name, reason in list(reasons.items())[:3])})" if reasons else ""
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -86,32 +132,37 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         if own.exists():
             return ModelConfig.model_validate(json.loads(own.read_text(encoding="utf-8"))["model"])
-        hub = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Refused(f"{folder}: holds no model: expected lmlab.json or config.json in it") from None
+        hub = read_hub(folder)
     except (json.JSONDecodeError, ValidationError, KeyError) as error:
         raise Refused(f"{folder}: its config cannot be read: {error}") from None
-    kind = hub.get("model_type", "")
-    if kind not in llama.MODEL_TYPES:
-        raise Refused(f"{folder}/config.json: model_type '{kind}' is not read yet{nearest(kind, llama.MODEL_TYPES)}")
+    if hub is None:
+        raise Refused(f"{folder}: holds no model: expected lmlab.json or config.json in it")
+    if hub.get("model_type") == OWN:
+        raise Refused(f"{folder}: lmlab.json is missing, which holds the config of a model in lmlab's own format")
+    if hub.get("quantization_config"):
+        raise Refused(
+            f"{folder}/config.json: quantization_config: quantised weights are not read; expected floating point"
+        )
     try:
-        return llama.from_hub(hub)
-    except (KeyError, ValueError) as error:
+        return family_of_file(hub).from_hub(hub)
+    except KeyError as error:
+        raise Refused(f"{folder}/config.json: names no {error.args[0]}") from None
+    except ValueError as error:
         raise Refused(f"{folder}/config.json: {error}") from None
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a directory's safetensors files (one, or sharded with an index), under the files' names."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise Refused(f"{folder}: holds no weights: expected model.safetensors")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise Refused(f"{file}: is damaged or not a safetensors file: {error}") from None
-    return weights
+def read_hub(folder: Path) -> dict[str, Any] | None:
+    """A directory's config.json, or None where there is none. Raises Refused where it cannot be read."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Refused(f"{folder}: its config cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise Refused(f"{path}: expected an object")
+    return found
 
 
 def load_model(folder: Path) -> Transformer:
@@ -124,7 +175,7 @@ def load_model(folder: Path) -> Transformer:
         return random_model(name)
     model, left = load_with_extra(folder)
     if left:
-        raise Refused(f"{folder}: weights without a place in this model: {', '.join(sorted(left)[:5])}")
+        raise Refused(f"{folder}: weights without a place in this model: {names_of(sorted(left))}")
     return model
 
 
@@ -132,23 +183,37 @@ def load_with_extra(folder: Path) -> tuple[Transformer, dict[str, Tensor]]:
     """As `load_model`, with the weights that are not the Transformer's (a `score` head) returned apart."""
     if preset_name(folder) is not None:
         return load_model(folder), {}
-    config = read_config(folder)
-    model = Transformer(config)
+    config, hub = read_config(folder), read_hub(folder)
     weights = read_weights(folder)
-    known = llama.misfit(config) is None
-    names = {(name_to_hub(name, llama.TABLE) if known else name): name for name in model.state_dict()}
-    if config.tie_embeddings:
-        weights.pop("lm_head.weight", None)
-    missing = sorted(set(names) - set(weights) - {"lm_head.weight"})
+    try:
+        family = None if hub is None or hub.get("model_type") == OWN else family_of_file(hub)
+        state, left = (weights, []) if family is None else family.weights_from_hub(weights, config)
+    except (ValueError, RuntimeError) as error:  # torch's own word where a fused weight cannot be cut
+        raise Refused(f"{folder}: {error}") from None
+    expected = empty_state(config)
+    if family is None:
+        left = [name for name in weights if name not in expected]
+        state = {name: tensor for name, tensor in weights.items() if name in expected}
+    missing = [name for name in expected if name not in state]
+    if "score.weight" in left:
+        missing = [name for name in missing if name not in _HEAD]
     if missing:
-        raise Refused(f"{folder}: weights missing: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}")
-    state = {ours: weights.pop(theirs) for theirs, ours in names.items() if theirs in weights}
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        raise Refused(f"{folder}: weights missing: {names_of(_as_in_file(missing, expected, config, family))}")
     for name, tensor in state.items():
-        if tensor.shape != expected[name]:
-            raise Refused(f"{folder}: {name} is {tuple(tensor.shape)}, expected {tuple(expected[name])}")
+        if tensor.shape != expected[name].shape:
+            raise Refused(f"{folder}: {name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
+    model = Transformer(config)
     model.load_state_dict({name: tensor.to(torch.float32) for name, tensor in state.items()}, strict=False)
-    return model.eval(), weights
+    return model.eval(), {name: weights[name] for name in left}
+
+
+def _as_in_file(missing: list[str], expected: Weights, config: ModelConfig, family: Family | None) -> list[str]:
+    """Names of missing weights as the file would have them, where the family can say them."""
+    try:
+        named = {} if family is None else family.weights_to_hub({name: expected[name] for name in missing}, config)
+    except (KeyError, RuntimeError):
+        named = {}
+    return sorted(named or missing)
 
 
 PRESET = "preset:"
@@ -215,7 +280,11 @@ def resolve(reference: str | Path) -> Path:
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"]))
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*wanted, "pytorch_model*.bin"]))
+        return folder
     except Exception as error:  # the hub client raises many kinds; each means that it is not to be had
         raise Refused(f"model 'hf:{name}': could not be fetched: {type(error).__name__}: {error}") from None

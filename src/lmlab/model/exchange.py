@@ -1,0 +1,96 @@
+"""`lmlab model import` and `lmlab model export`: a MODEL into a directory, with its tokenizer's files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lmlab.errors import Refused, nearest
+from lmlab.model.hub import SpecialTokens
+from lmlab.model.store import load_with_extra, preset_name, read_hub, resolve, write_model
+from lmlab.run import folder_atomic
+
+FORMATS = ("hf",)
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
+
+
+def import_model(reference: str, out: Path) -> dict[str, Any]:
+    """Any MODEL -> our directory: the family's config.json and weights (float32), lmlab.json, and the tokenizer's files
+    where there are any. Raises Refused where OUT holds files, or with what the MODEL has that we have not."""
+    return export_model(reference, out)
+
+
+def export_model(reference: str, out: Path, form: str = "hf") -> dict[str, Any]:
+    """A MODEL -> a directory that the ecosystem opens, or, where it has no such architecture, lmlab's own format.
+
+    Returns what was written: model, out, format, model_type, architecture, parameters, tokenizer, files.
+    """
+    if form not in FORMATS:
+        raise Refused(f"format '{form}' is not known{nearest(form, FORMATS)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Refused(f"{out}: is there and not empty; expected a new directory")
+    folder = resolve(reference)
+    model, extra = load_with_extra(folder)
+    hub = (None if preset_name(folder) is not None else read_hub(folder)) or {}
+    special, stops = special_tokens(folder, hub)
+    with folder_atomic(out) as temporary:
+        kind = write_model(temporary, model, special, stops, extra or None, hub.get("model_type"))
+        for name in TOKENIZER_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, temporary / name)
+        written = sorted(path.name for path in temporary.iterdir())
+        architecture = (read_hub(temporary) or {})["architectures"][0]
+    return {
+        "model": reference,
+        "out": str(out),
+        "format": form,
+        "model_type": kind,
+        "architecture": architecture,
+        "parameters": model.config.parameters()["total"],
+        "tokenizer": "tokenizer.json" in written,
+        "files": written,
+    }
+
+
+def special_tokens(folder: Path, hub: dict[str, Any]) -> tuple[SpecialTokens, list[int]]:
+    """The special ids of a directory and those that end an answer: generation_config.json's word before config.json's."""
+    path = folder / "generation_config.json"
+    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def ids(name: str) -> list[int]:
+        for source in (said, hub):
+            found = source.get(name)
+            if found is not None:
+                return list(found) if isinstance(found, list) else [found]
+        return []
+
+    def first(name: str) -> int | None:
+        return next(iter(ids(name)), None)
+
+    own = hub.get("eos_token_id")
+    eos = own if isinstance(own, int) else first("eos_token_id")
+    names = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
+    return SpecialTokens(eos, *(first(name) for name in names)), ids("eos_token_id")
+
+
+def describe(found: dict[str, Any]) -> str:
+    """What was written, for people."""
+    own = "" if found["model_type"] != "lmlab" else " (opens in lmlab only)"
+    tokenizer = "with its tokenizer" if found["tokenizer"] else "without a tokenizer: it had none"
+    return (
+        f"{found['out']}: {found['architecture']}{own}, {found['parameters']:,} parameters, {tokenizer}\n"
+        f"  {', '.join(found['files'])}"
+    )

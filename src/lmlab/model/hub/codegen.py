@@ -1,0 +1,33 @@
+"""CodeGen files (2203.13474): GPT-J with q, k and v in one matrix, in the order of the four devices it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from lmlab.model.config import ModelConfig
+from lmlab.model.hub import gptj
+from lmlab.model.hub.family import SpecialTokens
+from lmlab.model.hub.fused import SHARDS
+
+MODEL_TYPES = {"codegen": "CodeGenForCausalLM"}
+
+NAMES = replace(gptj.NAMES, fused="attn.qkv_proj", order="sharded")
+weights_to_hub, weights_from_hub = NAMES.to_hub, NAMES.from_hub
+
+
+def misfit(config: ModelConfig) -> str | None:
+    """Why CodeGen files cannot hold a config, or None."""
+    if config.heads % SHARDS:
+        return f"heads is {config.heads}, these files have a multiple of {SHARDS}"
+    return gptj.misfit(config)
+
+
+def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
+    """The `config.json` of a config."""
+    return gptj.to_hub(config, special, "codegen", MODEL_TYPES["codegen"])
+
+
+def from_hub(hub: dict[str, Any]) -> ModelConfig:
+    """A config from `config.json`. Raises ValueError where it asks for a part that this model has not."""
+    return gptj.from_hub(hub)

@@ -1,0 +1,135 @@
+"""One family against transformers: files there and back, logits with and without padding, greedy text."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+import lmlab
+from lmlab.model.exchange import export_model
+from lmlab.model.store import load_model
+from lmlab.model.transformer import Transformer
+
+TOLERANCE = 1e-4
+LENGTH, NEW = 17, 8
+
+
+def liven(model: Any, seed: int = 0) -> Any:
+    """Move every parameter well away from its small initialisation: biases and gains too. In place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = 0.25 if parameter.dim() == 1 else 0.5 * parameter.shape[-1] ** -0.5
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def check_family(make_tiny: Callable[[], Any], tmp_path: Path) -> Transformer:
+    """`make_tiny` gives one of transformers' language models, tiny, with a context of at least 32. Its files are loaded,
+    compared, exported, and opened by transformers again. Returns our model."""
+    torch.manual_seed(0)
+    theirs = liven(make_tiny())
+    theirs.generation_config.eos_token_id = None  # greedy text goes on to its full length
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_model(tmp_path / "theirs")
+    _compare(ours, theirs)
+    _greedy(ours, theirs)
+    _handle(tmp_path / "theirs", theirs)
+
+    found = export_model(str(tmp_path / "theirs"), tmp_path / "exported")
+    assert found["model_type"] == theirs.config.model_type
+    auto = transformers.AutoModelForSeq2SeqLM if _encodes(theirs) else transformers.AutoModelForCausalLM
+    again, report = auto.from_pretrained(tmp_path / "exported", output_loading_info=True)
+    assert type(again) is type(theirs)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    _compare(load_model(tmp_path / "exported"), again.eval())
+    for (name, one), (_, other) in zip(theirs.state_dict().items(), again.state_dict().items(), strict=True):
+        torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
+    (tmp_path / "exported" / "lmlab.json").unlink()  # config.json alone says the same
+    assert load_model(tmp_path / "exported").config == ours.config
+    return ours
+
+
+def _encodes(theirs: Any) -> bool:
+    return bool(theirs.config.is_encoder_decoder)
+
+
+def _tokens(theirs: Any, rows: int, length: int, seed: int) -> Tensor:
+    low = 3  # above the special ids of tiny configs
+    high = theirs.get_input_embeddings().weight.shape[0]
+    return torch.randint(low, high, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def _padding(rows: int, length: int, left: bool) -> Tensor:
+    """A mask (rows, length), 1 at real tokens; the first row is whole."""
+    counts = torch.tensor([length - 4 * row for row in range(rows)])
+    places = torch.arange(length)
+    real = places >= length - counts[:, None] if left else places < counts[:, None]
+    return real.long()
+
+
+def _their_logits(theirs: Any, ids: Tensor, mask: Tensor | None = None, **more: Any) -> Tensor:
+    """transformers' logits; positions count real tokens, as its `generate` has them."""
+    if mask is not None and not _encodes(theirs) and "position_ids" in inspect.signature(theirs.forward).parameters:
+        more["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+    with torch.inference_mode():
+        return theirs(input_ids=ids, attention_mask=mask, use_cache=False, **more).logits
+
+
+@torch.inference_mode()
+def _compare(ours: Transformer, theirs: Any) -> None:
+    ids, mask = _tokens(theirs, 3, LENGTH, 1), _padding(3, LENGTH, left=not _encodes(theirs))
+    if _encodes(theirs):
+        targets = _tokens(theirs, 3, LENGTH - 6, 2)
+        for each in (None, mask):
+            wanted = _their_logits(theirs, ids, each, decoder_input_ids=targets)
+            padding = None if each is None else each == 0
+            found = ours(targets, encoder_tokens_BS=ids, encoder_padding_BS=padding).logits()
+            torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
+        return
+    wanted = _their_logits(theirs, ids)
+    assert wanted.std() > 0.1, "the random model says the same everywhere"
+    torch.testing.assert_close(ours(ids).logits(), wanted, atol=TOLERANCE, rtol=0)
+    for each in (mask, _padding(3, LENGTH, left=False)):
+        found = ours(ids, padding_BT=each == 0).logits()
+        torch.testing.assert_close(
+            found[each.bool()], _their_logits(theirs, ids, each)[each.bool()], atol=TOLERANCE, rtol=0
+        )
+
+
+@torch.inference_mode()
+def _greedy(ours: Transformer, theirs: Any) -> None:
+    ids = _tokens(theirs, 2, 9, 3)
+    mask = _padding(2, 9, left=not _encodes(theirs))
+    wanted = theirs.generate(
+        ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None, num_beams=1
+    )
+    if _encodes(theirs):
+        start = theirs.generation_config.decoder_start_token_id
+        memory = {"encoder_tokens_BS": ids, "encoder_padding_BS": mask == 0}
+        written, real = torch.full((2, 1), theirs.config.decoder_start_token_id if start is None else start), None
+    else:
+        memory, written, real = {}, ids, mask
+    while written.shape[1] < wanted.shape[1]:
+        padding = None if real is None else real == 0
+        following = ours(written, padding_BT=padding, **memory).logits()[:, -1].argmax(-1, keepdim=True)
+        written = torch.cat((written, following), dim=1)
+        real = None if real is None else torch.cat((real, torch.ones_like(following)), dim=1)
+    assert written.tolist() == wanted.tolist()
+
+
+def _handle(folder: Path, theirs: Any) -> None:
+    """`lmlab.load` of a directory without tokenizer files."""
+    model, ids = lmlab.load(folder), _tokens(theirs, 2, 9, 4)
+    if _encodes(theirs):
+        wanted = _their_logits(theirs, ids, decoder_input_ids=ids[:, :5])
+        found = model.logits(ids, decoder_input_ids=ids[:, :5])
+    else:
+        wanted, found = _their_logits(theirs, ids), model.logits(ids)
+    torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
