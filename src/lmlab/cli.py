@@ -24,7 +24,9 @@ app = typer.Typer(
 )
 corpus_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build a corpus and look into it.")
 tokenizer_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train a tokenizer.")
-model_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a model.")
+model_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Look at a model, bring one in, take one out."
+)
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(model_app, name="model")
@@ -220,6 +222,33 @@ def model_show(
     from lmlab.model.show import describe, show
 
     found = show(model, batch, length, precision)
+    _show(found, as_json, describe(found))
+
+
+@model_app.command("import")
+def model_import(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
+    as_json: Json = False,
+) -> None:
+    """Bring a model in: the family's files in float32, lmlab.json, and the tokenizer's files where there are any."""
+    from lmlab.model.exchange import describe, import_model
+
+    found = import_model(model, out)
+    _show(found, as_json, describe(found))
+
+
+@model_app.command("export")
+def model_export(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
+    form: Annotated[str, typer.Option("--format", help="hf: the files that transformers and others open.")] = "hf",
+    as_json: Json = False,
+) -> None:
+    """Take a model out in the ecosystem's formats; what has no home there is written in lmlab's own."""
+    from lmlab.model.exchange import describe, export_model
+
+    found = export_model(model, out, form)
     _show(found, as_json, describe(found))
 
 

@@ -50,16 +50,15 @@ def misfit(config: ModelConfig) -> str | None:
         return "final_norm is True, these files have one with norm_placement pre only"
     return differs(
         config,
-        frozenset({"d_ff", "tie_embeddings", "embedding_dim", "final_norm"}),
+        frozenset({"d_ff", "tie_embeddings", "embedding_dim", "final_norm", "qkv_bias"}),
         norm="layernorm",
         norm_bias=True,
         norm_placement={"pre", "post"},
         activation=set(ACTIVATION_NAMES),
         position="learned",
         position_offset=2,
-        qkv_bias=config.bias,
-        attention_out_bias=config.bias,
-        feed_forward_bias=config.bias,
+        attention_out_bias=config.has_bias("qkv"),
+        feed_forward_bias=config.has_bias("qkv"),
     )
 
 
@@ -75,7 +74,7 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
         "activation_function": ACTIVATION_NAMES[config.activation],
         "do_layer_norm_before": config.norm_placement == "pre",
         "_remove_final_layer_norm": not config.has_final_norm,
-        "enable_bias": config.bias,
+        "enable_bias": config.has_bias("qkv"),
         "layer_norm_elementwise_affine": True,
         "dropout": config.dropout,
         "attention_dropout": 0.0,
