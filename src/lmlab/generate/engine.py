@@ -15,7 +15,7 @@ from typing import Literal
 from lmlab.errors import Refused
 from lmlab.generate import score as scoring
 from lmlab.generate.batching import Request, Scheduler
-from lmlab.generate.decoder import Decoder, unsupported
+from lmlab.generate.module_decoder import AnyDecoder, decoder_for
 from lmlab.generate.sampling import Sampling
 from lmlab.generate.score import Scored
 from lmlab.generate.text import TextStream
@@ -58,9 +58,15 @@ class Engine:
         max_batch: int = 32,
         stop_ids: Sequence[int] | None = None,
         start_id: int | None = None,
+        decoder_start_id: int | None = None,
+        prefix_cache_bytes: int = 256 << 20,
     ) -> None:
         """`stop_ids` end an answer unless a request says otherwise, `start_id` stands before a document's first token;
         both default to the tokenizer's (end of document, end of turn) and to none without a tokenizer.
+
+        Of an encoder-decoder a prompt goes to the encoder, and the answer begins after `decoder_start_id`, by default
+        the tokenizer's padding token, as T5 has it (1910.10683). Of a prefix decoder the prompt is the prefix.
+        `prefix_cache_bytes`: memory for the beginnings of prompts, which requests that begin alike share.
         """
         if max_batch < 1:
             raise Refused(f"max_batch is {max_batch}; expected 1 or more")
@@ -74,18 +80,23 @@ class Engine:
             stop_ids = () if tokenizer is None else (tokenizer.eos_id, tokenizer.end_of_turn_id)
         self.stop_ids = frozenset(stop_ids)
         self.start_id = tokenizer.eos_id if start_id is None and tokenizer is not None else start_id
-        self._decoders: dict[str, Decoder] = {}
-        if unsupported(model.config) is None:  # else the first request is refused; what needs no decoder works
+        if decoder_start_id is None:
+            decoder_start_id = self.start_id if tokenizer is None else tokenizer.pad_id
+        self.decoder_start_id, self.prefix_cache_bytes = decoder_start_id, prefix_cache_bytes
+        self._decoders: dict[str, AnyDecoder] = {}
+        if model.config.position != "glm-2d":  # else the first request is refused; what needs no decoder works
             self._decoder(precision)
 
     @functools.cached_property
     def _scheduler(self) -> Scheduler:
-        return Scheduler(self._decoder(self.precision), self.max_batch)
+        return Scheduler(self._decoder(self.precision), self.max_batch, self.prefix_cache_bytes)
 
     def refresh(self) -> None:
         """Take over the model's weights after they have changed."""
         for decoder in self._decoders.values():
             decoder.refresh()
+        if "_scheduler" in self.__dict__:
+            self._scheduler.shared.clear()
 
     @property
     def prefilled_tokens(self) -> int:
@@ -98,11 +109,12 @@ class Engine:
         return 0 if self._scheduler.cache is None else self._scheduler.cache.bytes
 
     def free(self) -> None:
-        """Give back the cache of keys and values (training needs the memory, say). Open streams must be closed
-        before."""
+        """Give back the cache of keys and values, kept beginnings included (training needs the memory, say). Open
+        streams must be closed before."""
         if self._scheduler.active:
             raise Refused("free: answers are under way; close their streams first")
         self._scheduler.cache = None
+        self._scheduler.shared.clear()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling] | None = None
@@ -157,7 +169,8 @@ class Engine:
 
         An empty context means the start of a document. Raises Refused where a pair does not fit the model's context.
         """
-        return scoring.score_pairs(self._decoder(self.precision), pairs, self.start_id)
+        start = self.decoder_start_id if self.model.config.has_encoder else None
+        return scoring.score_pairs(self._decoder(self.precision), pairs, self.start_id, start)
 
     def score_documents(
         self,
@@ -177,23 +190,27 @@ class Engine:
         decoder = self._decoder(precision or self.precision)
         return scoring.score_documents(decoder, documents, window, stride or max(1, window // 2), self.start_id)
 
-    def _decoder(self, precision: Precision) -> Decoder:
+    def _decoder(self, precision: Precision) -> AnyDecoder:
         if precision not in self._decoders:
-            self._decoders[precision] = Decoder(self.model, precision)
+            self._decoders[precision] = decoder_for(self.model, precision)
         return self._decoders[precision]
 
     def _request(self, name: str, prompt: Sequence[int], sampling: Sampling, streaming: bool = False) -> Request:
-        context, ids = self.model.config.context_length, tuple(prompt)
+        config, ids, source = self.model.config, tuple(prompt), None
         if not ids:
             raise Refused(
                 f"{name}: is empty; expected at least one token (a document begins with the end-of-document one)"
             )
-        scoring.check_ids(name, ids, self.model.config.vocab_size)
-        room = context - len(ids)
+        scoring.check_ids(name, ids, config.vocab_size)
+        if config.has_encoder:
+            if len(ids) > config.context_length:
+                raise Refused(f"{name}: has {len(ids)} tokens, and the encoder reads {config.context_length} at most")
+            source, ids = ids, self._decoder_start(name, sampling)
+        room = config.context_length - len(ids)
         if room < (1 if sampling.max_new_tokens else 0):
             raise Refused(
-                f"{name}: has {len(ids)} tokens, and the model's context is {context} tokens for prompt and answer "
-                "together"
+                f"{name}: has {len(ids)} tokens, and the model's context is {config.context_length} tokens for prompt "
+                "and answer together"
             )
         if sampling.stop and self.tokenizer is None:
             raise Refused(f"{name}: stop strings need a tokenizer, and this model has none; use stop_ids")
@@ -201,7 +218,19 @@ class Engine:
         if self.tokenizer is not None and (streaming or sampling.stop):
             text = TextStream(self.tokenizer, sampling.stop)
         stop_ids = self.stop_ids if sampling.stop_ids is None else frozenset(sampling.stop_ids)
-        return Request(ids, sampling, min(sampling.max_new_tokens, room), stop_ids, name, text)
+        return Request(ids, sampling, min(sampling.max_new_tokens, room), stop_ids, name, source, text)
+
+    def _decoder_start(self, name: str, sampling: Sampling) -> tuple[int, ...]:
+        start = sampling.decoder_start_ids
+        if start is None and self.decoder_start_id is not None:
+            start = (self.decoder_start_id,)
+        if not start:
+            raise Refused(
+                f"{name}: an encoder-decoder needs the token that its answer begins after; expected decoder_start_id "
+                "of the engine or decoder_start_ids of the request"
+            )
+        scoring.check_ids(f"{name}: decoder_start_ids", start, self.model.config.vocab_size)
+        return start
 
     def _completion(self, request: Request) -> Completion:
         assert request.finish_reason is not None

@@ -43,6 +43,8 @@ class Sampling:
     stop_ids: tuple[int, ...] | None = None
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these strings; they may straddle tokens."""
+    decoder_start_ids: tuple[int, ...] | None = None
+    """What the decoder of an encoder-decoder begins with; None means the engine's `decoder_start_id`."""
 
     def __post_init__(self) -> None:
         """Raises Refused naming the setting."""
