@@ -17,7 +17,7 @@ from lmlab.generate.attend import CHUNK
 from lmlab.generate.cache import Cache, Row
 from lmlab.generate.module_decoder import AnyDecoder
 from lmlab.generate.prefixes import Key, Prefixes
-from lmlab.generate.sampling import Chooser, Sampling, uniforms
+from lmlab.generate.sampling import Chooser, Sampling, likeliest, penalise, uniforms
 from lmlab.generate.text import TextStream
 
 PREFILL_TOKENS = 2048
@@ -44,6 +44,7 @@ class Request:
     on_token: Callable[[str, int, float], None] | None = None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top: list[list[tuple[int, float]]] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
     error: Failed | None = None
     draws: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -157,7 +158,11 @@ class Scheduler:
         self._choose(batch, self.decoder.logits(hidden_BD), self._chooser)
 
     def _choose(self, batch: Sequence[Request], logits_BV: Tensor, chooser: Chooser) -> None:
-        ids, logprobs = chooser.choose(logits_BV, [request.draw for request in batch])
+        drawn_BV = _adjusted(batch, logits_BV)
+        ids, logprobs = chooser.choose(logits_BV, [request.draw for request in batch], drawn_BV)
+        for request, logits_V in zip(batch, logits_BV):
+            if request.sampling.top_logprobs:
+                request.top.append(likeliest(logits_V, request.sampling.temperature, request.sampling.top_logprobs))
         for request, token_id, logprob in zip(batch, ids, logprobs):
             request.accept(token_id, logprob)
 
@@ -260,6 +265,18 @@ class Scheduler:
                 self.active[row] = request
             self.active.pop()
             self._chooser = None
+
+
+def _adjusted(batch: Sequence[Request], logits_BV: Tensor) -> Tensor | None:
+    """The logits that are drawn from, where a request changes its own; None where none does."""
+    rows = [row for row, request in enumerate(batch) if request.sampling.penalised]
+    if not rows:
+        return None
+    drawn_BV = logits_BV.clone()
+    for row in rows:
+        request = batch[row]
+        drawn_BV[row] = penalise(drawn_BV[row], request.sampling, request.source or request.prompt, request.ids)
+    return drawn_BV
 
 
 def _parts(rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:

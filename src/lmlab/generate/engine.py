@@ -29,12 +29,14 @@ __all__ = ["Completion", "Engine", "Piece", "Sampling", "Scored"]
 @dataclass(frozen=True)
 class Completion:
     """An answer. `ids` has every token that was chosen, a stop id or the token that completed a stop string included;
-    `text` ends before either. `logprobs` are in nats, at the sampling temperature, before top-k and top-p."""
+    `text` ends before either. `logprobs` are in nats, at the sampling temperature, before penalties, constraints, top-k,
+    top-p and min-p; `top_logprobs` has the likeliest tokens at each place, (id, log-probability), where asked for."""
 
     ids: list[int]
     text: str
     logprobs: list[float]
     finish_reason: Literal["stop", "length"]
+    top_logprobs: list[list[tuple[int, float]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -203,11 +205,15 @@ class Engine:
             )
         scoring.check_ids(name, ids, config.vocab_size)
         if config.has_encoder:
-            if len(ids) > config.context_length:
+            source = _cut(ids, config.context_length, sampling.truncate)
+            if len(source) > config.context_length:
                 raise Refused(f"{name}: has {len(ids)} tokens, and the encoder reads {config.context_length} at most")
-            source, ids = ids, self._decoder_start(name, sampling)
+            ids = self._decoder_start(name, sampling)
+        wanted = 1 if sampling.max_new_tokens else 0
+        if len(ids) + wanted > config.context_length and source is None:
+            ids = _cut(ids, max(1, config.context_length - sampling.max_new_tokens), sampling.truncate)
         room = config.context_length - len(ids)
-        if room < (1 if sampling.max_new_tokens else 0):
+        if room < wanted:
             raise Refused(
                 f"{name}: has {len(ids)} tokens, and the model's context is {config.context_length} tokens for prompt "
                 "and answer together"
@@ -240,7 +246,15 @@ class Engine:
         elif self.tokenizer is not None:
             ended = bool(request.ids) and request.ids[-1] in request.stop_ids
             text = self.tokenizer.decode(request.ids[:-1] if ended else request.ids)
-        return Completion(request.ids, text, request.logprobs, request.finish_reason)
+        top = request.top if request.sampling.top_logprobs else None
+        return Completion(request.ids, text, request.logprobs, request.finish_reason, top)
+
+
+def _cut(ids: tuple[int, ...], length: int, truncate: Literal["left", "right"] | None) -> tuple[int, ...]:
+    """At most `length` ids, as was asked; all of them where nothing was."""
+    if truncate is None or len(ids) <= length:
+        return ids
+    return ids[-length:] if truncate == "left" else ids[:length]
 
 
 def _each(sampling: Sampling | Sequence[Sampling], count: int) -> Sequence[Sampling]:
