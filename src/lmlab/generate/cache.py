@@ -74,6 +74,10 @@ class Cache:
         for target in moved:
             self._remember(target, before.get(sources[target]))
 
+    def copy_slot(self, source: int, slot: int, rows: int) -> None:
+        """Let the first rows hold in one slot what a row does."""
+        self.data[:, :rows, :, :, slot] = self.data[:, source : source + 1, :, :, slot].clone()
+
     def read_row(self, row: int, length: int, start: int = 0) -> Row:
         """A copy of a row's slots from `start` to `length`."""
         return Row(self.data[:, row, :, :, start:length].clone(), self.memories.get(row))

@@ -18,12 +18,14 @@ from lmlab.generate.batching import Request, Scheduler
 from lmlab.generate.module_decoder import AnyDecoder, decoder_for
 from lmlab.generate.sampling import Sampling
 from lmlab.generate.score import Scored
+from lmlab.generate.search import Beam, Contrastive, Found, beam_search, contrastive_search
+from lmlab.generate.speculative import Tally, speculate
 from lmlab.generate.text import TextStream
 from lmlab.generate.weights import Precision
 from lmlab.model.transformer import Transformer
 from lmlab.text.tokenizer import Tokenizer
 
-__all__ = ["Completion", "Engine", "Piece", "Sampling", "Scored"]
+__all__ = ["Beam", "Completion", "Contrastive", "Engine", "Hypothesis", "Piece", "Sampling", "Scored", "Tally"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,14 @@ class Completion:
     logprobs: list[float]
     finish_reason: Literal["stop", "length"]
     top_logprobs: list[list[tuple[int, float]]] | None = None
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What beam search found, with the score that it is ranked by: log P / length^length_penalty."""
+
+    completion: Completion
+    score: float
 
 
 @dataclass(frozen=True)
@@ -166,6 +176,61 @@ class Engine:
         finally:
             self._scheduler.drop([request])
 
+    def beam_search(self, prompts: Sequence[Sequence[int]], beam: Beam | None = None) -> list[list[Hypothesis]]:
+        """The `n_best` hypotheses of each prompt (ids), best first. Raises as `generate` does."""
+        beam = beam or Beam()
+        sampling = Sampling(beam.max_new_tokens, stop_ids=beam.stop_ids)
+        requests = [self._request(f"prompt {index}", prompt, sampling) for index, prompt in enumerate(prompts)]
+        decoder = self._decoder(self.precision)
+        return [
+            [self._hypothesis(request, found) for found in beam_search(decoder, request, beam)] for request in requests
+        ]
+
+    def contrastive_search(
+        self, prompts: Sequence[Sequence[int]], settings: Contrastive | None = None
+    ) -> list[Completion]:
+        """An answer to each prompt (ids) by contrastive search. Raises as `generate` does."""
+        settings = settings or Contrastive()
+        sampling = Sampling(settings.max_new_tokens, stop_ids=settings.stop_ids)
+        requests = [self._request(f"prompt {index}", prompt, sampling) for index, prompt in enumerate(prompts)]
+        decoder = self._decoder(self.precision)
+        return [
+            self._hypothesis(request, contrastive_search(decoder, request, settings)).completion for request in requests
+        ]
+
+    def speculate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        draft: Engine,
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        *,
+        tokens: int = 4,
+    ) -> tuple[list[Completion], Tally]:
+        """Answers as `generate` gives them, with a smaller model that proposes `tokens` tokens at a time; and how many
+        were accepted. Greedy answers are the same; sampled ones are distributed the same, with other draws.
+
+        Raises Refused where the models' vocabularies differ, and as `generate` does.
+        """
+        ours, theirs = self.model.config.vocab_size, draft.model.config.vocab_size
+        same = self.tokenizer is None or draft.tokenizer is None
+        if not (same or self.tokenizer.fingerprint == draft.tokenizer.fingerprint) or ours != theirs:  # type: ignore[union-attr]
+            raise Refused(
+                f"speculate: the two models need one tokenizer; found vocabularies of {ours} and {theirs} tokens"
+                f"{'' if ours != theirs else ', of different tokenizers'}"
+            )
+        if tokens < 1:
+            raise Refused(f"speculate: tokens is {tokens}; expected 1 or more")
+        settings = _each(sampling or Sampling(), len(prompts))
+        requests = [self._request(f"prompt {i}", p, s) for i, (p, s) in enumerate(zip(prompts, settings))]
+        for i, request in enumerate(requests):
+            draft._request(f"draft model: prompt {i}", request.source or request.prompt, Sampling(1))
+        tally = Tally()
+        for request in requests:
+            speculate(self._decoder(self.precision), draft._decoder(draft.precision), request, tokens, tally)
+            if request.error is not None:
+                raise request.error
+        return [self._completion(request) for request in requests], tally
+
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Scored]:
         """Log-probability of each continuation given its context (ids). Pairs that share a context compute it once.
 
@@ -237,6 +302,13 @@ class Engine:
             )
         scoring.check_ids(f"{name}: decoder_start_ids", start, self.model.config.vocab_size)
         return start
+
+    def _hypothesis(self, request: Request, found: Found) -> Hypothesis:
+        ids = list(found.ids)
+        said = ids[:-1] if found.stopped else ids
+        text = "" if self.tokenizer is None else self.tokenizer.decode(said)
+        reason: Literal["stop", "length"] = "stop" if found.stopped else "length"
+        return Hypothesis(Completion(ids, text, list(found.logprobs), reason), found.score)
 
     def _completion(self, request: Request) -> Completion:
         assert request.finish_reason is not None
