@@ -15,6 +15,7 @@ from torch import Tensor
 from lmlab.errors import Failed
 from lmlab.generate.attend import CHUNK
 from lmlab.generate.cache import Cache, Row
+from lmlab.generate.constrain import Constraint
 from lmlab.generate.module_decoder import AnyDecoder
 from lmlab.generate.prefixes import Key, Prefixes
 from lmlab.generate.sampling import Chooser, Sampling, likeliest, penalise, uniforms
@@ -41,6 +42,7 @@ class Request:
     name: str
     source: tuple[int, ...] | None = None
     text: TextStream | None = None
+    constraint: Constraint | None = None
     on_token: Callable[[str, int, float], None] | None = None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -71,6 +73,8 @@ class Request:
 
     def accept(self, token_id: int, logprob: float) -> None:
         """Take the next token; see whether it ends the answer."""
+        if self.error is not None:
+            return
         if math.isnan(logprob):
             self.error = Failed(
                 f"{self.name}: the logits of new token {len(self.ids)} are not numbers (NaN or infinite)"
@@ -85,6 +89,8 @@ class Request:
             piece = self.text.push(token_id)
             if self.text.stopped:
                 self.finish_reason = "stop"
+        if self.finish_reason is None and self.constraint is not None and self.constraint.take(token_id):
+            self.finish_reason = "stop"
         if self.finish_reason is None and len(self.ids) >= self.limit:
             self.finish_reason = "length"
         if self.finish_reason is not None and self.text is not None:
@@ -269,13 +275,23 @@ class Scheduler:
 
 def _adjusted(batch: Sequence[Request], logits_BV: Tensor) -> Tensor | None:
     """The logits that are drawn from, where a request changes its own; None where none does."""
-    rows = [row for row, request in enumerate(batch) if request.sampling.penalised]
+    rows = [row for row, each in enumerate(batch) if each.sampling.penalised or each.constraint is not None]
     if not rows:
         return None
     drawn_BV = logits_BV.clone()
     for row in rows:
         request = batch[row]
-        drawn_BV[row] = penalise(drawn_BV[row], request.sampling, request.source or request.prompt, request.ids)
+        if request.sampling.penalised:
+            drawn_BV[row] = penalise(drawn_BV[row], request.sampling, request.source or request.prompt, request.ids)
+        if request.constraint is not None:
+            masked_V = request.constraint.mask(drawn_BV[row])
+            if masked_V is None:
+                request.error = Failed(
+                    f"{request.name}: no token may follow the first {len(request.ids)}: its regex or json_schema needs "
+                    "a token that is a stop token or that the vocabulary lacks"
+                )
+                continue
+            drawn_BV[row] = masked_V
     return drawn_BV
 
 

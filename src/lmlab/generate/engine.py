@@ -15,6 +15,7 @@ from typing import Literal
 from lmlab.errors import Refused
 from lmlab.generate import score as scoring
 from lmlab.generate.batching import Request, Scheduler
+from lmlab.generate.constrain import Grammars
 from lmlab.generate.module_decoder import AnyDecoder, decoder_for
 from lmlab.generate.sampling import Sampling
 from lmlab.generate.score import Scored
@@ -102,6 +103,12 @@ class Engine:
     @functools.cached_property
     def _scheduler(self) -> Scheduler:
         return Scheduler(self._decoder(self.precision), self.max_batch, self.prefix_cache_bytes)
+
+    @functools.cached_property
+    def _grammars(self) -> Grammars:
+        if self.tokenizer is None:
+            raise Refused("regex and json_schema need a tokenizer, and this model has none")
+        return Grammars(self.tokenizer, self.model.config.vocab_size)
 
     def refresh(self) -> None:
         """Take over the model's weights after they have changed."""
@@ -221,6 +228,8 @@ class Engine:
         if tokens < 1:
             raise Refused(f"speculate: tokens is {tokens}; expected 1 or more")
         settings = _each(sampling or Sampling(), len(prompts))
+        if any(each.constrained for each in settings):
+            raise Refused("speculate: regex and json_schema are not known here; use generate")
         requests = [self._request(f"prompt {i}", p, s) for i, (p, s) in enumerate(zip(prompts, settings))]
         for i, request in enumerate(requests):
             draft._request(f"draft model: prompt {i}", request.source or request.prompt, Sampling(1))
@@ -289,7 +298,10 @@ class Engine:
         if self.tokenizer is not None and (streaming or sampling.stop):
             text = TextStream(self.tokenizer, sampling.stop)
         stop_ids = self.stop_ids if sampling.stop_ids is None else frozenset(sampling.stop_ids)
-        return Request(ids, sampling, min(sampling.max_new_tokens, room), stop_ids, name, source, text)
+        constraint = None
+        if sampling.constrained:
+            constraint = self._grammars.start(name, sampling, stop_ids)
+        return Request(ids, sampling, min(sampling.max_new_tokens, room), stop_ids, name, source, text, constraint)
 
     def _decoder_start(self, name: str, sampling: Sampling) -> tuple[int, ...]:
         start = sampling.decoder_start_ids

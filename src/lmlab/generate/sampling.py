@@ -7,10 +7,11 @@ same.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,6 +57,10 @@ class Sampling:
     """Subtracted once from the logit of each token that the answer has."""
     top_logprobs: int = 0
     """So many of the likeliest tokens at each place are told with the answer."""
+    regex: str | None = None
+    """The whole answer matches this regular expression (Rust's syntax)."""
+    json_schema: str | Mapping[str, Any] | None = None
+    """The whole answer is JSON of this schema; kept as its text."""
     truncate: Literal["left", "right"] | None = None
     """A prompt that leaves no room for an answer is refused; or cut at its beginning (left) or end (right), to what
     leaves `max_new_tokens` free, or to one token."""
@@ -78,6 +83,19 @@ class Sampling:
         for name, found, good, expected in checks:
             if not good:
                 raise Refused(f"sampling: {name} is {found}; expected {expected}")
+        if self.json_schema is not None and not isinstance(self.json_schema, str):
+            object.__setattr__(self, "json_schema", json.dumps(self.json_schema))
+        if self.json_schema is not None:
+            try:
+                json.loads(str(self.json_schema))
+            except ValueError as error:
+                raise Refused(f"sampling: json_schema is no JSON: {error}") from None
+        if self.regex is not None and self.json_schema is not None:
+            raise Refused("sampling: regex and json_schema are both set; expected one of them")
+        if self.constrained and self.stop:
+            raise Refused(
+                "sampling: stop strings would cut what regex and json_schema promise; expected none with them"
+            )
         if isinstance(self.stop, str) or not all(self.stop):
             raise Refused(f"sampling: stop is {self.stop!r}; expected a tuple of strings, none of them empty")
 
@@ -85,6 +103,11 @@ class Sampling:
     def truncated(self) -> bool:
         """Whether top-k, top-p or min-p leaves tokens out."""
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the answer has a form to keep."""
+        return self.regex is not None or self.json_schema is not None
 
     @property
     def penalised(self) -> bool:
