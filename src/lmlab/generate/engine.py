@@ -18,7 +18,7 @@ from lmlab.generate.batching import Request, Scheduler
 from lmlab.generate.constrain import Grammars
 from lmlab.generate.module_decoder import AnyDecoder, decoder_for
 from lmlab.generate.sampling import Sampling
-from lmlab.generate.score import Scored
+from lmlab.generate.score import Cost, Scored
 from lmlab.generate.search import Beam, Contrastive, Found, beam_search, contrastive_search
 from lmlab.generate.speculative import Tally, speculate
 from lmlab.generate.text import TextStream
@@ -26,7 +26,7 @@ from lmlab.generate.weights import Precision
 from lmlab.model.transformer import Transformer
 from lmlab.text.tokenizer import Tokenizer
 
-__all__ = ["Beam", "Completion", "Contrastive", "Engine", "Hypothesis", "Piece", "Sampling", "Scored", "Tally"]
+__all__ = ["Beam", "Completion", "Contrastive", "Cost", "Engine", "Hypothesis", "Piece", "Sampling", "Scored", "Tally"]
 
 
 @dataclass(frozen=True)
@@ -265,6 +265,16 @@ class Engine:
             scoring.check_ids(f"document {index}", ids, vocabulary)
         decoder = self._decoder(precision or self.precision)
         return scoring.score_documents(decoder, documents, window, stride or max(1, window // 2), self.start_id)
+
+    def precision_cost(self, documents: Sequence[Sequence[int]], precision: Precision | None = None) -> Cost:
+        """What a precision (default the engine's) costs on documents (ids), beside float32."""
+        for index, ids in enumerate(documents):
+            scoring.check_ids(f"document {index}", ids, self.model.config.vocab_size)
+        size = None
+        if self.tokenizer is not None:
+            size = sum(len(self.tokenizer.decode(ids, skip_special=False).encode()) for ids in documents)
+        decoders = self._decoder("float32"), self._decoder(precision or self.precision)
+        return scoring.cost(*decoders, documents, self.model.config.context_length, self.start_id, size)
 
     def _decoder(self, precision: Precision) -> AnyDecoder:
         if precision not in self._decoders:

@@ -21,7 +21,7 @@ from lmlab.generate.attend import Terms, attend_slots, attend_tokens, visible
 from lmlab.generate.cache import Cache, Memory
 from lmlab.generate.decoder import Decoder, unsupported
 from lmlab.generate.packed import packed, rowwise
-from lmlab.generate.weights import Linear, Precision
+from lmlab.generate.weights import Linear, Precision, head_precision
 from lmlab.model.attention import Attention
 from lmlab.model.moe import Routing
 from lmlab.model.position import sinusoid
@@ -52,7 +52,7 @@ class ModuleDecoder:
         self.blocks = cast(list[Block], list(lean.blocks))
         head = lean.embedding.weight if self.model.head is None else self.model.head.weight
         bias = None if lean.head_bias is None else lean.head_bias.detach()
-        self.head = Linear(head.detach().float(), bias, self.precision)
+        self.head = Linear(head.detach().float(), bias, head_precision(self.precision))
         reach = torch.arange(1 - self.config.context_length, self.config.context_length, device=self.device)
         table = None
         if self.config.position == "alibi":

@@ -101,6 +101,52 @@ def score_documents(
     A window is at most `window` tokens; after the first each predicts its last `stride` tokens, so that a token has at
     least window - stride tokens before it wherever its document does.
     """
+    totals = [0.0] * len(documents)
+    for owner, logprob in _document_tokens(decoder, documents, window, stride, start_id):
+        totals[owner] -= logprob
+    for owner, total in enumerate(totals):
+        if math.isnan(total):
+            raise Failed(f"document {owner}: its logits are not numbers (NaN or infinite)")
+    return totals
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Documents in another precision beside float32. Log-probabilities are in nats; `difference` is the mean absolute
+    difference of a token's; bits per byte are None where there is no text."""
+
+    tokens: int
+    nats_per_token: float
+    nats_per_token_float32: float
+    difference: float
+    bits_per_byte: float | None
+    bits_per_byte_float32: float | None
+
+
+@torch.inference_mode()
+def cost(
+    exact: AnyDecoder,
+    rough: AnyDecoder,
+    documents: Sequence[Sequence[int]],
+    window: int,
+    start_id: int | None,
+    size: int | None,
+) -> Cost:
+    """What `rough` costs beside `exact` on documents of `size` bytes. Raises as `score_documents` does."""
+    settings = (documents, window, max(1, window // 2), start_id)
+    pairs = list(zip(_document_tokens(exact, *settings), _document_tokens(rough, *settings), strict=True))
+    if not pairs:
+        raise Refused("precision_cost: the documents have no tokens")
+    n = len(pairs)
+    nats, rough_nats = (-math.fsum(pair[which][1] for pair in pairs) for which in (0, 1))
+    bits = [None if not size else each / math.log(2) / size for each in (rough_nats, nats)]
+    return Cost(n, rough_nats / n, nats / n, math.fsum(abs(a[1] - b[1]) for a, b in pairs) / n, *bits)
+
+
+def _document_tokens(
+    decoder: AnyDecoder, documents: Sequence[Sequence[int]], window: int, stride: int, start_id: int | None
+) -> Iterator[tuple[int, float]]:
+    """(document, log-probability) of every token, in an order that the lengths alone decide."""
     context = decoder.config.context_length
     if not 1 <= stride <= window <= context:
         raise Refused(
@@ -110,16 +156,11 @@ def score_documents(
         raise Refused("score_documents: an encoder-decoder predicts a text given a source; use score with pairs")
     if start_id is None:
         raise Refused("score_documents: the engine knows no end-of-document token to condition the first token on")
-    totals = [0.0] * len(documents)
     windows = (
         each for owner, ids in enumerate(documents) for each in _windows(owner, [start_id, *ids], window, stride)
     )
     for owner, logprob, _ in _predictions(decoder, windows):
-        totals[owner] -= logprob
-    for owner, total in enumerate(totals):
-        if math.isnan(total):
-            raise Failed(f"document {owner}: its logits are not numbers (NaN or infinite)")
-    return totals
+        yield owner, logprob
 
 
 def _windows(owner: int, ids: list[int], window: int, stride: int) -> Iterator[_Sequence]:
