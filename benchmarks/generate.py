@@ -5,8 +5,8 @@
 Both run in one process on one thread, in turns; what is measured is the process's own CPU time, prefill included. A
 figure is the median of its rounds, the ratio the median of the rounds' ratios. transformers runs in the same precision,
 and beside int8, which it has not without other packages, in bfloat16. In float32 the greedy ids must be equal, or the
-benchmark fails. At batch 1 the last column is the share of this machine's read bandwidth, measured before and after by
-summing an array that no cache holds: bytes of weights that a token reads / CPU seconds of a token of decoding alone.
+benchmark fails. At batch 1 the last column is the share of this machine's read bandwidth, measured before and after on
+an array that no cache holds: bytes of weights that a token reads / CPU seconds of a token of decoding alone.
 Prints a Markdown table. Needs the extra [dev].
 """
 
@@ -45,9 +45,10 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def read_bandwidth(mebibytes: int) -> float:
-    """Bytes a CPU second of one thread that sums an array: the best of five."""
+    """Bytes a CPU second of one thread that reads an array: the best of three ways, each tried three times."""
     array = torch.ones(mebibytes << 18)
-    return array.numel() * 4 / min(seconds(array.sum) for _ in range(5))
+    ways = (array.sum, array.amax, lambda: torch.dot(array, array))
+    return array.numel() * 4 / min(seconds(way) for way in ways for _ in range(3))
 
 
 def weight_bytes(model: Transformer, precision: str) -> int:

@@ -277,33 +277,14 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Continue a text: greedily, by sampling, beam search, contrastive search, or with a draft model."""
-    from typing import cast, get_args
+    from lmlab.generate.command import continue_text
 
-    from lmlab.errors import Refused
-    from lmlab.generate.command import continue_text, schema_text
-    from lmlab.generate.engine import Sampling
-    from lmlab.generate.weights import Precision
-
-    if precision not in get_args(Precision):
-        raise Refused(f"--precision {precision}: expected {', '.join(get_args(Precision))}")
-    sampling = Sampling(
-        max_new_tokens,
-        temperature,
-        top_k,
-        top_p,
-        seed,
-        stop=tuple(stop or ()),
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        frequency_penalty=frequency_penalty,
-        presence_penalty=presence_penalty,
-        top_logprobs=top_logprobs,
-        regex=regex,
-        json_schema=schema_text(json_schema),
-        truncate=truncate,  # type: ignore[arg-type]  # Sampling says what is expected
-    )
+    draw = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    penalties = {"repetition_penalty": repetition_penalty, "frequency_penalty": frequency_penalty}
+    form = {"stop": tuple(stop or ()), "regex": regex, "json_schema": json_schema, "truncate": truncate}
+    counts = {"max_new_tokens": max_new_tokens, "top_logprobs": top_logprobs, "presence_penalty": presence_penalty}
     search = {"beams": beams, "length_penalty": length_penalty, "contrastive": contrastive, "draft": draft}
-    found = continue_text(model, prompt, sampling, **search, precision=cast(Precision, precision))
+    found = continue_text(model, prompt, {**draw, **penalties, **form, **counts}, search, precision)
     _show(found, as_json, found["text"])
 
 

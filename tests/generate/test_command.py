@@ -1,6 +1,8 @@
 """`lmlab generate` with the flags of every decoding method, and what is refused."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,17 @@ def test_what_does_not_go_together_is_refused(folder: str, flags: list[str], mes
 def test_an_unknown_setting_is_named_with_the_nearest(folder: str) -> None:
     with pytest.raises(Refused, match="'min_q' is no setting of sampling.*min_p"):
         lmlab.load(folder).generate("a", min_q=1)
+
+
+def test_the_page_s_commands_and_its_python_work(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("lmlab generate ")]
+    assert len(lines) >= 9
+    for line in lines:
+        words = shlex.split(line.replace("runs/demo", folder))[1:]
+        found = CliRunner().invoke(app, [*words, "--max-new-tokens", "16"])
+        assert found.exit_code == 0, f"{line}: {found.exception or found.output}"
+    load = lmlab.load
+    monkeypatch.setattr(lmlab, "load", lambda name: load(folder if name == "runs/demo" else name))
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    exec(code, {})

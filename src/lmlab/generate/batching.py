@@ -166,9 +166,10 @@ class Scheduler:
     def _choose(self, batch: Sequence[Request], logits_BV: Tensor, chooser: Chooser) -> None:
         drawn_BV = _adjusted(batch, logits_BV)
         ids, logprobs = chooser.choose(logits_BV, [request.draw for request in batch], drawn_BV)
-        for request, logits_V in zip(batch, logits_BV):
+        for row, request in enumerate(batch):
             if request.sampling.top_logprobs:
-                request.top.append(likeliest(logits_V, request.sampling.temperature, request.sampling.top_logprobs))
+                sampling = request.sampling
+                request.top.append(likeliest(logits_BV[row], sampling.temperature, sampling.top_logprobs))
         for request, token_id, logprob in zip(batch, ids, logprobs):
             request.accept(token_id, logprob)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from lmlab.errors import Refused
 from lmlab.generate.engine import Beam, Completion, Contrastive, Sampling
@@ -14,21 +15,21 @@ from lmlab.generate.weights import Precision
 
 
 def continue_text(
-    reference: str,
-    prompt: str,
-    sampling: Sampling,
-    *,
-    beams: int = 1,
-    length_penalty: float = 1.0,
-    contrastive: float | None = None,
-    draft: str | None = None,
-    precision: Precision = "float32",
+    reference: str, prompt: str, settings: Mapping[str, Any], search: Mapping[str, Any], precision: str = "float32"
 ) -> dict[str, Any]:
     """What `lmlab generate --json` prints: `prompt`, `text`, `ids`, `logprobs`, `finish_reason`; with more than one beam
     `hypotheses`, best first; with a draft model `draft`, its acceptance.
 
-    Raises Refused where two methods are asked for, or a method with settings that it does not know.
+    `settings` are those of `Sampling`, a JSON schema as text or as a file; `search` has `beams`, `length_penalty`,
+    `contrastive` (alpha) and `draft` (a MODEL). Raises Refused where two methods are asked for, or a method with
+    settings that it does not know.
     """
+    if precision not in get_args(Precision):
+        raise Refused(f"--precision {precision}: expected {', '.join(get_args(Precision))}")
+    bits = cast(Precision, precision)
+    chosen: dict[str, Any] = {**settings, "json_schema": _schema_text(settings.get("json_schema"))}
+    sampling = Sampling(**chosen)
+    beams, contrastive, draft = search["beams"], search["contrastive"], search["draft"]
     methods = {"--beams": beams > 1, "--contrastive": contrastive is not None, "--draft": draft is not None}
     asked = [name for name, there in methods.items() if there]
     if len(asked) > 1:
@@ -37,23 +38,23 @@ def continue_text(
     if asked and asked[0] != "--draft" and sampling != plain:
         given = [k for k, v in asdict(sampling).items() if v != getattr(plain, k)]
         raise Refused(f"generate: {asked[0]} chooses by itself and does not take {', '.join(given)}")
-    model = load(reference, precision=precision)
+    model = load(reference, precision=bits)
     ids = model.tokenizer.encode(prompt) or [model.tokenizer.eos_id]
     if beams > 1:
-        beam = Beam(beams, sampling.max_new_tokens, length_penalty, n_best=beams)
+        beam = Beam(beams, sampling.max_new_tokens, search["length_penalty"], n_best=beams)
         found = model.engine.beam_search([ids], beam)[0]
         ranked = [{"score": each.score, **_shown(each.completion)} for each in found]
         return {"prompt": prompt, **_shown(found[0].completion), "hypotheses": ranked}
     if contrastive is not None:
-        settings = Contrastive(alpha=contrastive, max_new_tokens=sampling.max_new_tokens)
-        return {"prompt": prompt, **_shown(model.engine.contrastive_search([ids], settings)[0])}
+        way = Contrastive(alpha=contrastive, max_new_tokens=sampling.max_new_tokens)
+        return {"prompt": prompt, **_shown(model.engine.contrastive_search([ids], way)[0])}
     if draft is not None:
-        answers, tally = model.engine.speculate([ids], load(draft, precision=precision).engine, sampling)
+        answers, tally = model.engine.speculate([ids], load(draft, precision=bits).engine, sampling)
         return {"prompt": prompt, **_shown(answers[0]), "draft": {**asdict(tally), "acceptance": tally.acceptance}}
     return {"prompt": prompt, **_shown(model.engine.generate([ids], sampling)[0])}
 
 
-def schema_text(given: str | None) -> str | None:
+def _schema_text(given: str | None) -> str | None:
     """A JSON schema as it stands, or the file that holds it. Raises Refused where there is no such file."""
     if given is None or given.lstrip().startswith(("{", "true", "false")):
         return given

@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from lmlab.errors import Refused
 from lmlab.generate import score as scoring
+from lmlab.generate.answers import Completion, Hypothesis, Piece
 from lmlab.generate.batching import Request, Scheduler
 from lmlab.generate.constrain import Grammars
 from lmlab.generate.module_decoder import AnyDecoder, decoder_for
@@ -27,36 +27,6 @@ from lmlab.model.transformer import Transformer
 from lmlab.text.tokenizer import Tokenizer
 
 __all__ = ["Beam", "Completion", "Contrastive", "Cost", "Engine", "Hypothesis", "Piece", "Sampling", "Scored", "Tally"]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """An answer. `ids` has every token that was chosen, a stop id or the token that completed a stop string included;
-    `text` ends before either. `logprobs` are in nats, at the sampling temperature, before penalties, constraints, top-k,
-    top-p and min-p; `top_logprobs` has the likeliest tokens at each place, (id, log-probability), where asked for."""
-
-    ids: list[int]
-    text: str
-    logprobs: list[float]
-    finish_reason: Literal["stop", "length"]
-    top_logprobs: list[list[tuple[int, float]]] | None = None
-
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """What beam search found, with the score that it is ranked by: log P / length^length_penalty."""
-
-    completion: Completion
-    score: float
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One new token and the text that it made certain (it may be empty, or belong to tokens before it as well)."""
-
-    text: str
-    token_id: int
-    logprob: float
 
 
 class Engine:
