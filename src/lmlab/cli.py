@@ -287,13 +287,34 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Only the likeliest tokens whose mass reaches p.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0 does not limit.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Only tokens at least this share as likely as the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was said is less likely again.")] = 1.0,
+    frequency_penalty: Annotated[float, typer.Option(help="Off a logit for each time that the answer has it.")] = 0.0,
+    presence_penalty: Annotated[float, typer.Option(help="Off the logit of each token that the answer has.")] = 0.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
+    regex: Annotated[str | None, typer.Option(help="The answer matches this regular expression.")] = None,
+    json_schema: Annotated[str | None, typer.Option(help="The answer is JSON of this schema (or of a file's).")] = None,
+    truncate: Annotated[str | None, typer.Option(help="Cut a prompt that is too long: left or right.")] = None,
+    top_logprobs: Annotated[int, typer.Option(help="With --json: so many of the likeliest tokens at each place.")] = 0,
+    beams: Annotated[int, typer.Option(help="Beam search with so many beams.")] = 1,
+    length_penalty: Annotated[float, typer.Option(help="A beam scores log P / length^this.")] = 1.0,
+    contrastive: Annotated[float | None, typer.Option(help="Contrastive search with this alpha.")] = None,
+    draft: Annotated[str | None, typer.Option(help="A smaller MODEL of the same tokenizer that drafts.")] = None,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16, int8 or int4.")] = "float32",
     as_json: Json = False,
 ) -> None:
-    """Continue a text."""
-    from lmlab.generate.handle import load
+    """Continue a text: greedily, by sampling, beam search, contrastive search, or with a draft model."""
+    from lmlab.generate.command import continue_text
 
-    (text,) = load(model).generate([prompt], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    _show({"prompt": prompt, "text": text}, as_json, text)
+    draw = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    penalties = {"repetition_penalty": repetition_penalty, "frequency_penalty": frequency_penalty}
+    form = {"stop": tuple(stop or ()), "regex": regex, "json_schema": json_schema, "truncate": truncate}
+    counts = {"max_new_tokens": max_new_tokens, "top_logprobs": top_logprobs, "presence_penalty": presence_penalty}
+    search = {"beams": beams, "length_penalty": length_penalty, "contrastive": contrastive, "draft": draft}
+    found = continue_text(model, prompt, {**draw, **penalties, **form, **counts}, search, precision)
+    _show(found, as_json, found["text"])
 
 
 @app.command()

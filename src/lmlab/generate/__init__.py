@@ -1,8 +1,10 @@
 """The one engine: whatever generates or scores (evaluation, prompting, PPO's rollouts, the server) calls it.
 
-weights.py   a Transformer's weights laid out for inference      sampling.py  one token from logits
-decoder.py   the same mathematics with fewer operations          text.py      text from tokens as they come
-cache.py     keys and values of the requests under way           batching.py  requests that join and leave a batch
-engine.py    generate, stream                                    score.py     log-probabilities of given tokens
-handle.py    `lmlab.load`: a model with its tokenizer
+engine.py          generate, stream, score            handle.py    `lmlab.load`: a model with its tokenizer
+decoder.py         the common model, few operations   weights.py   its weights laid out for inference
+module_decoder.py  every other model, by its blocks   packed.py    their matrices packed
+cache.py           keys and values under way          kernels.py, attend.py   cached attention for each decoder
+prefixes.py        what prompts begin with in common  batching.py  requests that join and leave a batch
+sampling.py        one token from logits              text.py      text from tokens as they come
+score.py           log-probabilities of given tokens
 """

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import Failed
-from lmlab.generate.cache import Cache
-from lmlab.generate.decoder import Decoder
-from lmlab.generate.sampling import Chooser, Sampling, uniforms
+from lmlab.generate.attend import CHUNK
+from lmlab.generate.cache import Cache, Row
+from lmlab.generate.constrain import Constraint
+from lmlab.generate.module_decoder import AnyDecoder
+from lmlab.generate.prefixes import Key, Prefixes
+from lmlab.generate.sampling import Chooser, Sampling, likeliest, penalise, uniforms
 from lmlab.generate.text import TextStream
 
 PREFILL_TOKENS = 2048
@@ -23,19 +26,27 @@ PREFILL_TOKENS = 2048
 layers stays small (guessed: 2,048 x 4 d_model float32 are 12 MB at d 384)."""
 
 
+Given = tuple[tuple[int, ...] | None, tuple[int, ...]]
+"""(source, prompt) of a request."""
+
+
 @dataclass(eq=False)
 class Request:
-    """One answer under way. `limit` is how many tokens it may have."""
+    """One answer under way. `limit` is how many tokens it may have, `source` what the encoder reads where there is one
+    (the prompt is then what the decoder begins with)."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
     limit: int
     stop_ids: frozenset[int]
     name: str
+    source: tuple[int, ...] | None = None
     text: TextStream | None = None
+    constraint: Constraint | None = None
     on_token: Callable[[str, int, float], None] | None = None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top: list[list[tuple[int, float]]] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
     error: Failed | None = None
     draws: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -51,12 +62,19 @@ class Request:
         return self.finish_reason is not None or self.error is not None
 
     @property
+    def given(self) -> Given:
+        """What is computed before the first token is chosen."""
+        return self.source, self.prompt
+
+    @property
     def draw(self) -> float:
         """The uniform number of the next token."""
         return float(self.draws[len(self.ids)]) if len(self.draws) else 0.0
 
     def accept(self, token_id: int, logprob: float) -> None:
         """Take the next token; see whether it ends the answer."""
+        if self.error is not None:
+            return
         if math.isnan(logprob):
             self.error = Failed(
                 f"{self.name}: the logits of new token {len(self.ids)} are not numbers (NaN or infinite)"
@@ -71,6 +89,8 @@ class Request:
             piece = self.text.push(token_id)
             if self.text.stopped:
                 self.finish_reason = "stop"
+        if self.finish_reason is None and self.constraint is not None and self.constraint.take(token_id):
+            self.finish_reason = "stop"
         if self.finish_reason is None and len(self.ids) >= self.limit:
             self.finish_reason = "length"
         if self.finish_reason is not None and self.text is not None:
@@ -85,29 +105,32 @@ class Request:
 class _Prefix:
     """A prompt's keys, values and last logits (V,), kept while more requests with the same prompt wait."""
 
-    content: Tensor
+    held: Row
     logits: Tensor
 
 
 class Scheduler:
     """The requests of one engine. `step` gives every request under way one more token."""
 
-    def __init__(self, decoder: Decoder, max_batch: int) -> None:
+    def __init__(self, decoder: AnyDecoder, max_batch: int, prefix_bytes: int = 0) -> None:
         self.decoder, self.max_batch = decoder, max_batch
         self.waiting: deque[Request] = deque()
         self.active: list[Request] = []
         self.cache: Cache | None = None
         self.prefilled_tokens = 0
-        """Prompt tokens that were computed so far: samples that share a prompt count it once."""
-        self._prompts: Counter[tuple[int, ...]] = Counter()
-        self._prefixes: dict[tuple[int, ...], _Prefix] = {}
+        """Prompt tokens that were computed so far: samples that share a prompt count it once, and so does what
+        prompts begin with in common, in whole blocks."""
+        # A prompt that is read in both directions has no beginning of its own.
+        self.shared = Prefixes(prefix_bytes if decoder.config.architecture == "causal-decoder" else 0)
+        self._prompts: Counter[Given] = Counter()
+        self._prefixes: dict[Given, _Prefix] = {}
         self._chooser: Chooser | None = None
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests, in this order."""
         queued = [request for request in requests if not request.done]
         self.waiting.extend(queued)
-        self._prompts.update(request.prompt for request in queued)
+        self._prompts.update(request.given for request in queued)
 
     @torch.inference_mode()  # rows of the cache are moved, and its tensors were made in this mode
     def drop(self, requests: Sequence[Request]) -> None:
@@ -141,7 +164,12 @@ class Scheduler:
         self._choose(batch, self.decoder.logits(hidden_BD), self._chooser)
 
     def _choose(self, batch: Sequence[Request], logits_BV: Tensor, chooser: Chooser) -> None:
-        ids, logprobs = chooser.choose(logits_BV, [request.draw for request in batch])
+        drawn_BV = _adjusted(batch, logits_BV)
+        ids, logprobs = chooser.choose(logits_BV, [request.draw for request in batch], drawn_BV)
+        for row, request in enumerate(batch):
+            if request.sampling.top_logprobs:
+                sampling = request.sampling
+                request.top.append(likeliest(logits_BV[row], sampling.temperature, sampling.top_logprobs))
         for request, token_id, logprob in zip(batch, ids, logprobs):
             request.accept(token_id, logprob)
 
@@ -162,36 +190,77 @@ class Scheduler:
 
     def _prefill(self, joining: Sequence[Request], first: int, cache: Cache) -> Tensor:
         """Keys and values of the newcomers' prompts in their rows; logits after each prompt (B, V)."""
-        row_of: dict[tuple[int, ...], int] = {}
-        logits: dict[tuple[int, ...], Tensor] = {prompt: kept.logits for prompt, kept in self._prefixes.items()}
+        row_of: dict[Given, int] = {}
+        logits: dict[Given, Tensor] = {given: kept.logits for given, kept in self._prefixes.items()}
         fresh: list[int] = []
         for row, request in enumerate(joining, first):
-            if request.prompt not in row_of and request.prompt not in logits:
-                row_of[request.prompt] = row
+            if request.given not in row_of and request.given not in logits:
+                row_of[request.given] = row
                 fresh.append(row)
-        for rows in _parts(fresh, [len(self.active[row].prompt) for row in fresh]):
-            prompts = [self.active[row].prompt for row in rows]
-            hidden_ND = self.decoder.prefill(prompts, cache=cache, rows=rows)
-            self.prefilled_tokens += len(hidden_ND)
-            ends = torch.tensor([len(prompt) for prompt in prompts], device=hidden_ND.device).cumsum(0) - 1
-            logits |= dict(zip(prompts, self.decoder.logits(hidden_ND[ends])))
+        while fresh:
+            now, later, awaited = self._apart(fresh)
+            self._compute(now, cache, logits)
+            fresh = later
+            if later and not any(self.shared.holds(key) for key in awaited):  # no room was left for what they wait for
+                self._compute(later, cache, logits)
+                fresh = []
         for row, request in enumerate(joining, first):
-            source = row_of.get(request.prompt)
+            source = row_of.get(request.given)
             if source is None:
-                cache.write_row(row, self._prefixes[request.prompt].content)
+                cache.write_row(row, self._prefixes[request.given].held)
             elif source != row:
                 cache.copy_row(source, row, len(request.prompt))
             self._leave_queue(request)
-        for prompt, row in row_of.items():
-            if self._prompts[prompt]:
-                self._prefixes[prompt] = _Prefix(cache.read_row(row, len(prompt)), logits[prompt])
-        return torch.stack([logits[request.prompt] for request in joining])
+        for given, row in row_of.items():
+            if self._prompts[given]:
+                self._prefixes[given] = _Prefix(cache.read_row(row, len(given[1])), logits[given])
+        return torch.stack([logits[request.given] for request in joining])
+
+    def _apart(self, rows: Sequence[int]) -> tuple[list[int], list[int], set[Key]]:
+        """(rows to compute now; rows that wait until one of them has computed what they begin with too; that)."""
+        under_way: set[Key] = set()
+        now: list[int] = []
+        later: list[int] = []
+        for row in rows:
+            missing = self.shared.missing(self.active[row].prompt)
+            if missing is not None and missing in under_way:
+                later.append(row)
+                continue
+            now.append(row)
+            if missing is not None:
+                under_way.add(missing)
+        return now, later, under_way
+
+    def _compute(self, fresh: Sequence[int], cache: Cache, logits: dict[Given, Tensor]) -> None:
+        """Prompts into their rows, but for what is kept of their beginnings; their last logits."""
+        begins = {row: self.shared.find(self.active[row].prompt) for row in fresh}
+        starts = {row: CHUNK * len(blocks) for row, blocks in begins.items()}
+        for rows in _parts(fresh, [len(self.active[row].prompt) - starts[row] for row in fresh]):
+            batch = [self.active[row] for row in rows]
+            for row in rows:
+                for index, block in enumerate(begins[row]):
+                    cache.write_row(row, block, index * CHUNK)
+            hidden_ND = self.decoder.prefill(
+                [request.prompt[starts[row] :] for row, request in zip(rows, batch)],
+                cache=cache,
+                rows=rows,
+                starts=[starts[row] for row in rows],
+                sources=[request.source for request in batch],
+                prefix=True,
+            )
+            self.prefilled_tokens += len(hidden_ND)
+            self.prefilled_tokens += sum(map(len, {request.source for request in batch if request.source is not None}))
+            lengths = [len(request.prompt) - starts[row] for row, request in zip(rows, batch)]
+            ends = torch.tensor(lengths, device=hidden_ND.device).cumsum(0) - 1
+            logits |= dict(zip([request.given for request in batch], self.decoder.logits(hidden_ND[ends])))
+            for row in rows:
+                self.shared.keep(self.active[row].prompt, cache, row)
 
     def _leave_queue(self, request: Request) -> None:
-        self._prompts[request.prompt] -= 1
-        if not self._prompts[request.prompt]:
-            del self._prompts[request.prompt]
-            self._prefixes.pop(request.prompt, None)
+        self._prompts[request.given] -= 1
+        if not self._prompts[request.given]:
+            del self._prompts[request.given]
+            self._prefixes.pop(request.given, None)
 
     def _remove(self, rows: Sequence[int]) -> None:
         """Take rows out; the last ones move into the gaps, so that those under way stay the first of the cache."""
@@ -203,6 +272,28 @@ class Scheduler:
                 self.active[row] = request
             self.active.pop()
             self._chooser = None
+
+
+def _adjusted(batch: Sequence[Request], logits_BV: Tensor) -> Tensor | None:
+    """The logits that are drawn from, where a request changes its own; None where none does."""
+    rows = [row for row, each in enumerate(batch) if each.sampling.penalised or each.constraint is not None]
+    if not rows:
+        return None
+    drawn_BV = logits_BV.clone()
+    for row in rows:
+        request = batch[row]
+        if request.sampling.penalised:
+            drawn_BV[row] = penalise(drawn_BV[row], request.sampling, request.source or request.prompt, request.ids)
+        if request.constraint is not None:
+            masked_V = request.constraint.mask(drawn_BV[row])
+            if masked_V is None:
+                request.error = Failed(
+                    f"{request.name}: no token may follow the first {len(request.ids)}: its regex or json_schema needs "
+                    "a token that is a stop token or that the vocabulary lacks"
+                )
+                continue
+            drawn_BV[row] = masked_V
+    return drawn_BV
 
 
 def _parts(rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.errors import Refused
+from lmlab.generate.attend import chunks
 from lmlab.generate.cache import Cache
 from lmlab.generate.kernels import attend_cached, attend_parallel, parts
+from lmlab.generate.packed import rowwise
 from lmlab.generate.weights import Layer, Norm, Precision, head_of, lay_out, scale_to_unit
 from lmlab.model.config import ModelConfig
 from lmlab.model.feed_forward import ACTIVATIONS
@@ -63,7 +65,7 @@ class Decoder:
         self.inner = model.config.heads * self.head_dim
         self.group = model.config.heads // self.kv_heads
         self.scale, self.eps32 = np.float32(self.head_dim**-0.5), np.float32(model.config.eps)
-        self.activation = ACTIVATIONS[model.config.activation]
+        self.activation = rowwise(ACTIVATIONS[model.config.activation])
         self.refresh()
 
     @torch.inference_mode()
@@ -82,6 +84,11 @@ class Decoder:
         self.final_norm = Norm(cast(nn.Module, self.model.final_norm), self.config.d_model)
         self.head = head_of(self.model, self.final_norm, self.precision)
 
+    def states(self, hidden_ND: Tensor) -> Tensor:
+        """Hidden states after the final norm, (N, D)."""
+        normed_ND, gain = self.final_norm(hidden_ND), self.final_norm.gain
+        return normed_ND if gain is None else normed_ND * gain
+
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """(N, V), float32, of hidden states as `prefill` and `decode` return them."""
         return self.head(self.final_norm(hidden_ND))
@@ -94,15 +101,20 @@ class Decoder:
         masks: Sequence[Tensor | None] | None = None,
         cache: Cache | None = None,
         rows: Sequence[int] = (),
+        starts: Sequence[int] | None = None,
+        sources: Sequence[Sequence[int] | None] | None = None,
+        prefix: bool = False,
     ) -> Tensor:
         """Hidden states before the final norm of several sequences, one after another, (N, D).
 
-        `positions` default to 0, 1, 2, ...; `masks[i]` (T, T), True where a token sees another, defaults to causal.
-        With a cache, sequence i's keys and values go to row `rows[i]`.
+        `positions` default to starts[i], starts[i] + 1, ...; `masks[i]` (T, starts[i] + T), True where a token sees
+        another, defaults to causal. With a cache, sequence i's keys and values go to row `rows[i]`, which holds the
+        `starts[i]` tokens before it already. `sources` and `prefix` are for other architectures (module_decoder.py).
         """
         lengths = [len(each) for each in tokens]
+        starts = [0] * len(lengths) if starts is None else starts
         flat = torch.tensor(list(itertools.chain.from_iterable(tokens)), device=self.device)
-        where = positions or [range(n) for n in lengths]
+        where = positions or [range(start, start + n) for start, n in zip(starts, lengths)]
         positions_N = torch.tensor(list(itertools.chain.from_iterable(where)), device=self.device)
         turn = None if self.turn is None else self.turn[positions_N][:, None]
         rows_N = torch.tensor([row for row, n in zip(rows, lengths) for _ in range(n)], device=self.device)
@@ -111,7 +123,11 @@ class Decoder:
             self._turn(qkv, self.layers[layer], turn)
             if cache is not None:
                 cache.write(layer, qkv[:, self.inner :], rows_N, positions_N)
-            return self._attend_sequences(qkv, lengths, masks)
+            before: list[Tensor | None] = [None] * len(lengths)
+            if cache is not None:
+                held = zip(rows, starts)
+                before = [cache.data[layer, row, :, :, :start] if start else None for row, start in held]
+            return self._attend_sequences(qkv, lengths, masks, before, cache is not None)
 
         return self._run(flat, positions_N, attend)
 
@@ -155,21 +171,46 @@ class Decoder:
     def _activate(self, up: Tensor, gated: bool) -> Tensor:
         return self.activation(up[:, : self.d_ff]).mul_(up[:, self.d_ff :]) if gated else self.activation(up)
 
-    def _attend_sequences(self, qkv: Tensor, lengths: Sequence[int], masks: Sequence[Tensor | None] | None) -> Tensor:
-        """Attention within each sequence; neighbours of one length without masks are one call."""
+    def _attend_sequences(
+        self,
+        qkv: Tensor,
+        lengths: Sequence[int],
+        masks: Sequence[Tensor | None] | None,
+        before: Sequence[Tensor | None],
+        chunked: bool,
+    ) -> Tensor:
+        """Attention within each sequence; neighbours of one length without masks are one call. `before`: keys and
+        values (2, G, start, K) that stand before a sequence's own."""
         out = torch.empty((qkv.shape[0], self.inner), device=self.device)
         start = 0
-        alone = [index if masks is not None and masks[index] is not None else -1 for index in range(len(lengths))]
-        for (T, index), run in itertools.groupby(zip(lengths, alone)):
+        masks = [None] * len(lengths) if masks is None else masks
+        special = (i if m is not None or b is not None else -1 for i, (m, b) in enumerate(zip(masks, before)))
+        for (T, index), run in itertools.groupby(zip(lengths, special)):
             B = len(list(run))
             span = slice(start, start + B * T)
             start += B * T
             q_BHTK = qkv[span, : self.inner].view(B, T, -1, self.head_dim).transpose(1, 2)
-            k_BHTK, v_BHTK = qkv[span, self.inner :].view(B, T, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+            k_BHSK, v_BHSK = qkv[span, self.inner :].view(B, T, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+            held, mask = (None, None) if index < 0 else (before[index], masks[index])
+            if held is not None:
+                k_BHSK, v_BHSK = torch.cat((held[None, 0], k_BHSK), 2), torch.cat((held[None, 1], v_BHSK), 2)
             if self.group > 1:
-                k_BHTK = k_BHTK.repeat_interleave(self.group, dim=1)
-                v_BHTK = v_BHTK.repeat_interleave(self.group, dim=1)
-            mask = masks[index] if masks is not None and index >= 0 else None
-            mixed = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, attn_mask=mask, is_causal=mask is None)
+                k_BHSK = k_BHSK.repeat_interleave(self.group, dim=1)
+                v_BHSK = v_BHSK.repeat_interleave(self.group, dim=1)
+            if mask is None and chunked:
+                mixed = _attend_in_chunks(q_BHTK, k_BHSK, v_BHSK)
+            else:
+                mixed = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=mask is None)
             out[span] = mixed.transpose(1, 2).reshape(B * T, self.inner)
         return out
+
+
+def _attend_in_chunks(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
+    """Causal attention of the last T of S tokens, cut where the whole sequence's chunks end: see `chunks`."""
+    T, S = q_BHTK.shape[2], k_BHSK.shape[2]
+    found = []
+    for a, b in chunks(S - T, S):
+        q, k, v = q_BHTK[:, :, a - (S - T) : b - (S - T)], k_BHSK[:, :, :b], v_BHSK[:, :, :b]
+        mask = None if a == 0 else torch.ones(b - a, b, dtype=torch.bool, device=q.device).tril(a)
+        found.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=a == 0))
+    return found[0] if len(found) == 1 else torch.cat(found, dim=2)

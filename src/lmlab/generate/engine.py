@@ -9,41 +9,24 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from lmlab.errors import Refused
 from lmlab.generate import score as scoring
+from lmlab.generate.answers import Completion, Hypothesis, Piece
 from lmlab.generate.batching import Request, Scheduler
-from lmlab.generate.decoder import Decoder, unsupported
+from lmlab.generate.constrain import Grammars
+from lmlab.generate.module_decoder import AnyDecoder, decoder_for
 from lmlab.generate.sampling import Sampling
-from lmlab.generate.score import Scored
+from lmlab.generate.score import Cost, Scored
+from lmlab.generate.search import Beam, Contrastive, Found, beam_search, contrastive_search
+from lmlab.generate.speculative import Tally, speculate
 from lmlab.generate.text import TextStream
 from lmlab.generate.weights import Precision
 from lmlab.model.transformer import Transformer
 from lmlab.text.tokenizer import Tokenizer
 
-__all__ = ["Completion", "Engine", "Piece", "Sampling", "Scored"]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """An answer. `ids` has every token that was chosen, a stop id or the token that completed a stop string included;
-    `text` ends before either. `logprobs` are in nats, at the sampling temperature, before top-k and top-p."""
-
-    ids: list[int]
-    text: str
-    logprobs: list[float]
-    finish_reason: Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One new token and the text that it made certain (it may be empty, or belong to tokens before it as well)."""
-
-    text: str
-    token_id: int
-    logprob: float
+__all__ = ["Beam", "Completion", "Contrastive", "Cost", "Engine", "Hypothesis", "Piece", "Sampling", "Scored", "Tally"]
 
 
 class Engine:
@@ -58,9 +41,15 @@ class Engine:
         max_batch: int = 32,
         stop_ids: Sequence[int] | None = None,
         start_id: int | None = None,
+        decoder_start_id: int | None = None,
+        prefix_cache_bytes: int = 256 << 20,
     ) -> None:
         """`stop_ids` end an answer unless a request says otherwise, `start_id` stands before a document's first token;
         both default to the tokenizer's (end of document, end of turn) and to none without a tokenizer.
+
+        Of an encoder-decoder a prompt goes to the encoder, and the answer begins after `decoder_start_id`, by default
+        the tokenizer's padding token, as T5 has it (1910.10683). Of a prefix decoder the prompt is the prefix.
+        `prefix_cache_bytes`: memory for the beginnings of prompts, which requests that begin alike share.
         """
         if max_batch < 1:
             raise Refused(f"max_batch is {max_batch}; expected 1 or more")
@@ -74,18 +63,29 @@ class Engine:
             stop_ids = () if tokenizer is None else (tokenizer.eos_id, tokenizer.end_of_turn_id)
         self.stop_ids = frozenset(stop_ids)
         self.start_id = tokenizer.eos_id if start_id is None and tokenizer is not None else start_id
-        self._decoders: dict[str, Decoder] = {}
-        if unsupported(model.config) is None:  # else the first request is refused; what needs no decoder works
+        if decoder_start_id is None:
+            decoder_start_id = self.start_id if tokenizer is None else tokenizer.pad_id
+        self.decoder_start_id, self.prefix_cache_bytes = decoder_start_id, prefix_cache_bytes
+        self._decoders: dict[str, AnyDecoder] = {}
+        if model.config.position != "glm-2d":  # else the first request is refused; what needs no decoder works
             self._decoder(precision)
 
     @functools.cached_property
     def _scheduler(self) -> Scheduler:
-        return Scheduler(self._decoder(self.precision), self.max_batch)
+        return Scheduler(self._decoder(self.precision), self.max_batch, self.prefix_cache_bytes)
+
+    @functools.cached_property
+    def _grammars(self) -> Grammars:
+        if self.tokenizer is None:
+            raise Refused("regex and json_schema need a tokenizer, and this model has none")
+        return Grammars(self.tokenizer, self.model.config.vocab_size)
 
     def refresh(self) -> None:
         """Take over the model's weights after they have changed."""
         for decoder in self._decoders.values():
             decoder.refresh()
+        if "_scheduler" in self.__dict__:
+            self._scheduler.shared.clear()
 
     @property
     def prefilled_tokens(self) -> int:
@@ -98,11 +98,12 @@ class Engine:
         return 0 if self._scheduler.cache is None else self._scheduler.cache.bytes
 
     def free(self) -> None:
-        """Give back the cache of keys and values (training needs the memory, say). Open streams must be closed
-        before."""
+        """Give back the cache of keys and values, kept beginnings included (training needs the memory, say). Open
+        streams must be closed before."""
         if self._scheduler.active:
             raise Refused("free: answers are under way; close their streams first")
         self._scheduler.cache = None
+        self._scheduler.shared.clear()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling] | None = None
@@ -152,12 +153,70 @@ class Engine:
         finally:
             self._scheduler.drop([request])
 
+    def beam_search(self, prompts: Sequence[Sequence[int]], beam: Beam | None = None) -> list[list[Hypothesis]]:
+        """The `n_best` hypotheses of each prompt (ids), best first. Raises as `generate` does."""
+        beam = beam or Beam()
+        sampling = Sampling(beam.max_new_tokens, stop_ids=beam.stop_ids)
+        requests = [self._request(f"prompt {index}", prompt, sampling) for index, prompt in enumerate(prompts)]
+        decoder = self._decoder(self.precision)
+        return [
+            [self._hypothesis(request, found) for found in beam_search(decoder, request, beam)] for request in requests
+        ]
+
+    def contrastive_search(
+        self, prompts: Sequence[Sequence[int]], settings: Contrastive | None = None
+    ) -> list[Completion]:
+        """An answer to each prompt (ids) by contrastive search. Raises as `generate` does."""
+        settings = settings or Contrastive()
+        sampling = Sampling(settings.max_new_tokens, stop_ids=settings.stop_ids)
+        requests = [self._request(f"prompt {index}", prompt, sampling) for index, prompt in enumerate(prompts)]
+        decoder = self._decoder(self.precision)
+        return [
+            self._hypothesis(request, contrastive_search(decoder, request, settings)).completion for request in requests
+        ]
+
+    def speculate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        draft: Engine,
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        *,
+        tokens: int = 4,
+    ) -> tuple[list[Completion], Tally]:
+        """Answers as `generate` gives them, with a smaller model that proposes `tokens` tokens at a time; and how many
+        were accepted. Greedy answers are the same; sampled ones are distributed the same, with other draws.
+
+        Raises Refused where the models' vocabularies differ, and as `generate` does.
+        """
+        ours, theirs = self.model.config.vocab_size, draft.model.config.vocab_size
+        same = self.tokenizer is None or draft.tokenizer is None
+        if not (same or self.tokenizer.fingerprint == draft.tokenizer.fingerprint) or ours != theirs:  # type: ignore[union-attr]
+            raise Refused(
+                f"speculate: the two models need one tokenizer; found vocabularies of {ours} and {theirs} tokens"
+                f"{'' if ours != theirs else ', of different tokenizers'}"
+            )
+        if tokens < 1:
+            raise Refused(f"speculate: tokens is {tokens}; expected 1 or more")
+        settings = _each(sampling or Sampling(), len(prompts))
+        if any(each.constrained for each in settings):
+            raise Refused("speculate: regex and json_schema are not known here; use generate")
+        requests = [self._request(f"prompt {i}", p, s) for i, (p, s) in enumerate(zip(prompts, settings))]
+        for i, request in enumerate(requests):
+            draft._request(f"draft model: prompt {i}", request.source or request.prompt, Sampling(1))
+        tally = Tally()
+        for request in requests:
+            speculate(self._decoder(self.precision), draft._decoder(draft.precision), request, tokens, tally)
+            if request.error is not None:
+                raise request.error
+        return [self._completion(request) for request in requests], tally
+
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Scored]:
         """Log-probability of each continuation given its context (ids). Pairs that share a context compute it once.
 
         An empty context means the start of a document. Raises Refused where a pair does not fit the model's context.
         """
-        return scoring.score_pairs(self._decoder(self.precision), pairs, self.start_id)
+        start = self.decoder_start_id if self.model.config.has_encoder else None
+        return scoring.score_pairs(self._decoder(self.precision), pairs, self.start_id, start)
 
     def score_documents(
         self,
@@ -177,23 +236,41 @@ class Engine:
         decoder = self._decoder(precision or self.precision)
         return scoring.score_documents(decoder, documents, window, stride or max(1, window // 2), self.start_id)
 
-    def _decoder(self, precision: Precision) -> Decoder:
+    def precision_cost(self, documents: Sequence[Sequence[int]], precision: Precision | None = None) -> Cost:
+        """What a precision (default the engine's) costs on documents (ids), beside float32."""
+        for index, ids in enumerate(documents):
+            scoring.check_ids(f"document {index}", ids, self.model.config.vocab_size)
+        size = None
+        if self.tokenizer is not None:
+            size = sum(len(self.tokenizer.decode(ids, skip_special=False).encode()) for ids in documents)
+        decoders = self._decoder("float32"), self._decoder(precision or self.precision)
+        return scoring.cost(*decoders, documents, self.model.config.context_length, self.start_id, size)
+
+    def _decoder(self, precision: Precision) -> AnyDecoder:
         if precision not in self._decoders:
-            self._decoders[precision] = Decoder(self.model, precision)
+            self._decoders[precision] = decoder_for(self.model, precision)
         return self._decoders[precision]
 
     def _request(self, name: str, prompt: Sequence[int], sampling: Sampling, streaming: bool = False) -> Request:
-        context, ids = self.model.config.context_length, tuple(prompt)
+        config, ids, source = self.model.config, tuple(prompt), None
         if not ids:
             raise Refused(
                 f"{name}: is empty; expected at least one token (a document begins with the end-of-document one)"
             )
-        scoring.check_ids(name, ids, self.model.config.vocab_size)
-        room = context - len(ids)
-        if room < (1 if sampling.max_new_tokens else 0):
+        scoring.check_ids(name, ids, config.vocab_size)
+        if config.has_encoder:
+            source = _cut(ids, config.context_length, sampling.truncate)
+            if len(source) > config.context_length:
+                raise Refused(f"{name}: has {len(ids)} tokens, and the encoder reads {config.context_length} at most")
+            ids = self._decoder_start(name, sampling)
+        wanted = 1 if sampling.max_new_tokens else 0
+        if len(ids) + wanted > config.context_length and source is None:
+            ids = _cut(ids, max(1, config.context_length - sampling.max_new_tokens), sampling.truncate)
+        room = config.context_length - len(ids)
+        if room < wanted:
             raise Refused(
-                f"{name}: has {len(ids)} tokens, and the model's context is {context} tokens for prompt and answer "
-                "together"
+                f"{name}: has {len(ids)} tokens, and the model's context is {config.context_length} tokens for prompt "
+                "and answer together"
             )
         if sampling.stop and self.tokenizer is None:
             raise Refused(f"{name}: stop strings need a tokenizer, and this model has none; use stop_ids")
@@ -201,7 +278,29 @@ class Engine:
         if self.tokenizer is not None and (streaming or sampling.stop):
             text = TextStream(self.tokenizer, sampling.stop)
         stop_ids = self.stop_ids if sampling.stop_ids is None else frozenset(sampling.stop_ids)
-        return Request(ids, sampling, min(sampling.max_new_tokens, room), stop_ids, name, text)
+        constraint = None
+        if sampling.constrained:
+            constraint = self._grammars.start(name, sampling, stop_ids)
+        return Request(ids, sampling, min(sampling.max_new_tokens, room), stop_ids, name, source, text, constraint)
+
+    def _decoder_start(self, name: str, sampling: Sampling) -> tuple[int, ...]:
+        start = sampling.decoder_start_ids
+        if start is None and self.decoder_start_id is not None:
+            start = (self.decoder_start_id,)
+        if not start:
+            raise Refused(
+                f"{name}: an encoder-decoder needs the token that its answer begins after; expected decoder_start_id "
+                "of the engine or decoder_start_ids of the request"
+            )
+        scoring.check_ids(f"{name}: decoder_start_ids", start, self.model.config.vocab_size)
+        return start
+
+    def _hypothesis(self, request: Request, found: Found) -> Hypothesis:
+        ids = list(found.ids)
+        said = ids[:-1] if found.stopped else ids
+        text = "" if self.tokenizer is None else self.tokenizer.decode(said)
+        reason: Literal["stop", "length"] = "stop" if found.stopped else "length"
+        return Hypothesis(Completion(ids, text, list(found.logprobs), reason), found.score)
 
     def _completion(self, request: Request) -> Completion:
         assert request.finish_reason is not None
@@ -211,7 +310,15 @@ class Engine:
         elif self.tokenizer is not None:
             ended = bool(request.ids) and request.ids[-1] in request.stop_ids
             text = self.tokenizer.decode(request.ids[:-1] if ended else request.ids)
-        return Completion(request.ids, text, request.logprobs, request.finish_reason)
+        top = request.top if request.sampling.top_logprobs else None
+        return Completion(request.ids, text, request.logprobs, request.finish_reason, top)
+
+
+def _cut(ids: tuple[int, ...], length: int, truncate: Literal["left", "right"] | None) -> tuple[int, ...]:
+    """At most `length` ids, as was asked; all of them where nothing was."""
+    if truncate is None or len(ids) <= length:
+        return ids
+    return ids[-length:] if truncate == "left" else ids[:length]
 
 
 def _each(sampling: Sampling | Sequence[Sampling], count: int) -> Sequence[Sampling]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lmlab.errors import Refused
+from lmlab.errors import Refused, nearest
 from lmlab.generate.engine import Engine, Piece, Sampling
 from lmlab.generate.score import Scored
 from lmlab.generate.weights import Precision
@@ -50,7 +51,13 @@ class Model:
         self._renderer: Renderer | None = None
         stops, start = (None, None) if tokenizer is not None else _special_ids(folder)
         self.engine = Engine(
-            network, tokenizer, precision=precision, max_batch=max_batch, stop_ids=stops, start_id=start
+            network,
+            tokenizer,
+            precision=precision,
+            max_batch=max_batch,
+            stop_ids=stops,
+            start_id=start,
+            decoder_start_id=_decoder_start(folder),
         )
 
     @property
@@ -83,15 +90,20 @@ class Model:
         top_k: int = 0,
         top_p: float = 1.0,
         stop: Sequence[str] = (),
+        **more: Any,
     ) -> Any:
         """Continue texts: a list gives a list, a string a string. `seed` is each prompt's, or a list with one each
-        (equal prompts with equal seeds give equal answers). An empty prompt is the start of a document.
+        (equal prompts with equal seeds give equal answers). An empty prompt is the start of a document. `more` are the
+        other settings of `Sampling`: min_p, repetition_penalty, regex, json_schema, ...
         """
+        _known(more)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = [seed] * len(texts) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(texts):
             raise Refused(f"generate: {len(texts)} prompts and {len(seeds)} seeds; expected one seed or one each")
-        settings = [Sampling(max_new_tokens, temperature, top_k, top_p, each, stop=_stops(stop)) for each in seeds]
+        settings = [
+            Sampling(max_new_tokens, temperature, top_k, top_p, each, stop=_stops(stop), **more) for each in seeds
+        ]
         ids = [found or [self.tokenizer.eos_id] for found in self.tokenizer.encode_batch(texts)]
         answers = [completion.text for completion in self.engine.generate(ids, settings)]
         return answers[0] if isinstance(prompts, str) else answers
@@ -191,17 +203,33 @@ class Model:
         return self.renderer.encode([dict(message) for message in messages], add_generation_prompt=True)
 
 
+def _known(names: Mapping[str, Any]) -> None:
+    known = {field.name for field in fields(Sampling)} - {"stop"}
+    for name in names:
+        if name not in known:
+            raise Refused(f"generate: '{name}' is no setting of sampling{nearest(name, known)}")
+
+
 def _stops(stop: Sequence[str]) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def _special_ids(folder: Path | None) -> tuple[tuple[int, ...], int | None]:
     """(ids that end an answer, the first of them) as generation_config.json or config.json names them."""
+    for found in _named(folder, "eos_token_id"):
+        ends = tuple(found) if isinstance(found, list) else (found,)
+        if ends and all(isinstance(each, int) for each in ends):
+            return ends, ends[0]
+    return (), None
+
+
+def _decoder_start(folder: Path | None) -> int | None:
+    """The token that an encoder-decoder's answers begin after, as the same files name it."""
+    return next((found for found in _named(folder, "decoder_start_token_id") if isinstance(found, int)), None)
+
+
+def _named(folder: Path | None, key: str) -> Iterator[Any]:
     for name in ("generation_config.json", "config.json"):
         path = None if folder is None else folder / name
         if path is not None and path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            ends = tuple(found) if isinstance(found, list) else (found,)
-            if ends and all(isinstance(each, int) for each in ends):
-                return ends, ends[0]
-    return (), None
+            yield json.loads(path.read_text(encoding="utf-8")).get(key)

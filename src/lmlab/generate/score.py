@@ -2,13 +2,15 @@
 
 Continuations that share a context make one sequence: the context once, then each continuation, at the positions that
 follow the context and hidden from the other continuations by a mask. So a question with four answers costs its own
-tokens once, in one pass, and needs no cache. Logits are made at the positions that predict a continuation's token,
-nowhere else.
+tokens once, in one pass. Contexts that begin alike, such as questions behind the same demonstrations, share that too.
+Logits are made at the positions that predict a continuation's token, nowhere else.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +18,9 @@ import torch
 from torch import Tensor
 
 from lmlab.errors import Failed, Refused
-from lmlab.generate.decoder import Decoder
+from lmlab.generate.attend import CHUNK
+from lmlab.generate.cache import Cache
+from lmlab.generate.module_decoder import AnyDecoder
 
 PASS_TOKENS = 2048
 """Tokens in one pass (guessed, see batching.PREFILL_TOKENS)."""
@@ -48,30 +52,39 @@ class _Sequence:
     blocks: list[tuple[int, int]]
     """(start, end) of each continuation; empty where plain causal attention is right."""
     context: int = 0
+    source: tuple[int, ...] | None = None
+    """What the encoder reads, where there is one."""
+    prefix: bool = False
+    """The context is read in both directions."""
 
     def mask(self, device: torch.device) -> Tensor | None:
         """(T, T), True where a token sees another; None for causal."""
-        if not self.blocks:
+        if not self.blocks and not self.prefix:
             return None
         T, C = len(self.tokens), self.context
         seen = torch.zeros((T, T), dtype=torch.bool, device=device)
         seen[:, :C] = True
         for start, end in ((0, C), *self.blocks):
             seen[start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool, device=device).tril()
+        if self.prefix:
+            seen[:C, :C] = True
         return seen
 
 
 @torch.inference_mode()
 def score_pairs(
-    decoder: Decoder, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], start_id: int | None
+    decoder: AnyDecoder,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    start_id: int | None,
+    decoder_start_id: int | None = None,
 ) -> list[Scored]:
     """Score each (context, continuation). An empty context is `start_id` (the end of a document: what a document
-    follows).
+    follows). Of an encoder-decoder the context goes to the encoder, and the continuation follows `decoder_start_id`.
 
     Raises Refused where a pair is longer than the model's context, Failed where logits are not numbers.
     """
     sums, greedy = [0.0] * len(pairs), [True] * len(pairs)
-    for owner, logprob, is_top in _predictions(decoder, _trees(decoder, pairs, start_id)):
+    for owner, logprob, is_top in _predictions(decoder, _trees(decoder, pairs, start_id, decoder_start_id)):
         if math.isnan(logprob):
             raise Failed(f"pair {owner}: the logits of its continuation are not numbers (NaN or infinite)")
         sums[owner] += logprob
@@ -81,30 +94,73 @@ def score_pairs(
 
 @torch.inference_mode()
 def score_documents(
-    decoder: Decoder, documents: Sequence[Sequence[int]], window: int, stride: int, start_id: int | None
+    decoder: AnyDecoder, documents: Sequence[Sequence[int]], window: int, stride: int, start_id: int | None
 ) -> list[float]:
     """-log P of each document in nats, the first token given `start_id`; every token is predicted once.
 
     A window is at most `window` tokens; after the first each predicts its last `stride` tokens, so that a token has at
     least window - stride tokens before it wherever its document does.
     """
-    context = decoder.config.context_length
-    if not 1 <= stride <= window <= context:
-        raise Refused(
-            f"window {window}, stride {stride}: expected 1 <= stride <= window <= the model's context {context}"
-        )
-    if start_id is None:
-        raise Refused("score_documents: the engine knows no end-of-document token to condition the first token on")
     totals = [0.0] * len(documents)
-    windows = (
-        each for owner, ids in enumerate(documents) for each in _windows(owner, [start_id, *ids], window, stride)
-    )
-    for owner, logprob, _ in _predictions(decoder, windows):
+    for owner, logprob in _document_tokens(decoder, documents, window, stride, start_id):
         totals[owner] -= logprob
     for owner, total in enumerate(totals):
         if math.isnan(total):
             raise Failed(f"document {owner}: its logits are not numbers (NaN or infinite)")
     return totals
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Documents in another precision beside float32. Log-probabilities are in nats; `difference` is the mean absolute
+    difference of a token's; bits per byte are None where there is no text."""
+
+    tokens: int
+    nats_per_token: float
+    nats_per_token_float32: float
+    difference: float
+    bits_per_byte: float | None
+    bits_per_byte_float32: float | None
+
+
+@torch.inference_mode()
+def cost(
+    exact: AnyDecoder,
+    rough: AnyDecoder,
+    documents: Sequence[Sequence[int]],
+    window: int,
+    start_id: int | None,
+    size: int | None,
+) -> Cost:
+    """What `rough` costs beside `exact` on documents of `size` bytes. Raises as `score_documents` does."""
+    settings = (documents, window, max(1, window // 2), start_id)
+    pairs = list(zip(_document_tokens(exact, *settings), _document_tokens(rough, *settings), strict=True))
+    if not pairs:
+        raise Refused("precision_cost: the documents have no tokens")
+    n = len(pairs)
+    nats, rough_nats = (-math.fsum(pair[which][1] for pair in pairs) for which in (0, 1))
+    bits = [None if not size else each / math.log(2) / size for each in (rough_nats, nats)]
+    return Cost(n, rough_nats / n, nats / n, math.fsum(abs(a[1] - b[1]) for a, b in pairs) / n, *bits)
+
+
+def _document_tokens(
+    decoder: AnyDecoder, documents: Sequence[Sequence[int]], window: int, stride: int, start_id: int | None
+) -> Iterator[tuple[int, float]]:
+    """(document, log-probability) of every token, in an order that the lengths alone decide."""
+    context = decoder.config.context_length
+    if not 1 <= stride <= window <= context:
+        raise Refused(
+            f"window {window}, stride {stride}: expected 1 <= stride <= window <= the model's context {context}"
+        )
+    if decoder.config.has_encoder:
+        raise Refused("score_documents: an encoder-decoder predicts a text given a source; use score with pairs")
+    if start_id is None:
+        raise Refused("score_documents: the engine knows no end-of-document token to condition the first token on")
+    windows = (
+        each for owner, ids in enumerate(documents) for each in _windows(owner, [start_id, *ids], window, stride)
+    )
+    for owner, logprob, _ in _predictions(decoder, windows):
+        yield owner, logprob
 
 
 def _windows(owner: int, ids: list[int], window: int, stride: int) -> Iterator[_Sequence]:
@@ -118,8 +174,14 @@ def _windows(owner: int, ids: list[int], window: int, stride: int) -> Iterator[_
 
 
 def _trees(
-    decoder: Decoder, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], start_id: int | None
+    decoder: AnyDecoder,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    start_id: int | None,
+    decoder_start_id: int | None,
 ) -> Iterator[_Sequence]:
+    if decoder.config.has_encoder and decoder_start_id is None:
+        raise Refused("score: an encoder-decoder needs decoder_start_id, the token that its answers begin after")
+    begin = (decoder_start_id or 0,) if decoder.config.has_encoder else None
     limit, vocabulary = decoder.config.context_length, decoder.config.vocab_size
     groups: dict[tuple[int, ...], list[int]] = {}
     for owner, (context, continuation) in enumerate(pairs):
@@ -127,7 +189,8 @@ def _trees(
             raise Refused(f"pair {owner}: its context is empty and the engine knows no end-of-document token to use")
         given = tuple(context) or (start_id or 0,)
         check_ids(f"pair {owner}", [*given, *continuation], vocabulary)
-        if len(given) + len(continuation) - 1 > limit:
+        before = given if begin is None else begin
+        if max(len(given), len(before) + len(continuation) - 1) > limit:
             raise Refused(
                 f"pair {owner}: {len(given)} tokens of context and {len(continuation)} of continuation do not fit into "
                 f"the model's context of {limit}"
@@ -135,17 +198,24 @@ def _trees(
         if continuation:
             groups.setdefault(given, []).append(owner)
     for given, owners in groups.items():
-        yield from _tree(given, [(owner, list(pairs[owner][1])) for owner in owners])
+        continuations = [(owner, list(pairs[owner][1])) for owner in owners]
+        source = None if begin is None else given
+        yield from _tree(begin or given, continuations, source, decoder.config.architecture == "prefix-decoder")
 
 
-def _tree(context: tuple[int, ...], continuations: list[tuple[int, list[int]]]) -> Iterator[_Sequence]:
+def _tree(
+    context: tuple[int, ...],
+    continuations: list[tuple[int, list[int]]],
+    source: tuple[int, ...] | None,
+    prefix: bool,
+) -> Iterator[_Sequence]:
     sequence: _Sequence | None = None
     C = len(context)
     for owner, ids in continuations:
         if sequence is None or len(sequence.tokens) - C + len(ids) > max(CONTINUATION_TOKENS, C):
             if sequence is not None:
                 yield _settled(sequence)
-            sequence = _Sequence(list(context), list(range(C)), [], [], C)
+            sequence = _Sequence(list(context), list(range(C)), [], [], C, source, prefix)
         start = len(sequence.tokens)
         sequence.tokens += ids[:-1]
         sequence.positions += range(C, C + len(ids) - 1)
@@ -159,44 +229,95 @@ def _tree(context: tuple[int, ...], continuations: list[tuple[int, list[int]]]) 
 def _settled(sequence: _Sequence) -> _Sequence:
     """With at most one continuation of several tokens the sequence is an ordinary causal one."""
     sequence.blocks = [block for block in sequence.blocks if block[1] > block[0]]
-    if len(sequence.blocks) < 2:
+    if len(sequence.blocks) < 2 and not sequence.prefix:
         sequence.blocks = []
     return sequence
 
 
-def _predictions(decoder: Decoder, sequences: Iterable[_Sequence]) -> Iterator[tuple[int, float, bool]]:
-    """(owner, log-probability, whether it is the likeliest) of every wanted token, in passes of like lengths."""
-    for batch in _passes(sorted(sequences, key=lambda each: (bool(each.blocks), len(each.tokens)))):
-        hidden_ND = decoder.prefill(
-            [each.tokens for each in batch],
-            positions=[each.positions for each in batch],
-            masks=[each.mask(decoder.device) for each in batch],
-        )
-        places, targets, owners, start = [], [], [], 0
-        for each in batch:
-            for owner, place, token in each.wanted:
-                owners.append(owner)
-                places.append(start + place)
-                targets.append(token)
-            start += len(each.tokens)
-        for at in range(0, len(places), LOGIT_ROWS):
-            rows = torch.tensor(places[at : at + LOGIT_ROWS], device=decoder.device)
-            target_N = torch.tensor(targets[at : at + LOGIT_ROWS], device=decoder.device)
-            logits_NV = decoder.logits(hidden_ND[rows])
-            logprobs = logits_NV.gather(1, target_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
-            is_top = logits_NV.argmax(-1) == target_N
-            yield from zip(owners[at : at + LOGIT_ROWS], logprobs.tolist(), is_top.tolist())
+def _predictions(decoder: AnyDecoder, sequences: Iterable[_Sequence]) -> Iterator[tuple[int, float, bool]]:
+    """(owner, log-probability, whether it is the likeliest) of every wanted token, in passes of like lengths.
+
+    What contexts begin with in common (few-shot demonstrations) is computed once, into one row of a cache that the
+    sequences of a group all read; groups come sorted, so that the row is kept as far as the next begins alike.
+    """
+    every = list(sequences)
+    starts = _shared_beginnings(every) if decoder.config.architecture == "causal-decoder" else [0] * len(every)
+    beginnings = [tuple(each.tokens[:start]) for each, start in zip(every, starts)]
+    order = sorted(zip(beginnings, every), key=lambda pair: (pair[0], bool(pair[1].blocks), len(pair[1].tokens)))
+    cache = Cache(decoder.config, 1, decoder.config.context_length, decoder.device) if any(starts) else None
+    held: tuple[int, ...] = ()
+    for beginning, group in itertools.groupby(order, key=lambda pair: pair[0]):
+        if cache is not None and beginning:
+            kept = _in_common(held, beginning)
+            if kept < len(beginning):
+                decoder.prefill([beginning[kept:]], cache=cache, rows=[0], starts=[kept])
+            held = beginning
+        for batch in _passes([each for _, each in group], len(beginning)):
+            yield from _pass(decoder, batch, len(beginning), cache if beginning else None)
 
 
-def _passes(sequences: Sequence[_Sequence]) -> Iterator[list[_Sequence]]:
+def _shared_beginnings(sequences: Sequence[_Sequence]) -> list[int]:
+    """For each sequence how many first tokens of its context, in whole chunks, another sequence's context has too. A
+    token of the context is always left, which predicts the continuation."""
+    numbers: dict[tuple[int, tuple[int, ...]], int] = {}
+    chains: list[list[int]] = []
+    for each in sequences:
+        chain: list[int] = []
+        for at in range(0, each.context - CHUNK, CHUNK):
+            key = (chain[-1] if chain else -1, tuple(each.tokens[at : at + CHUNK]))
+            chain.append(numbers.setdefault(key, len(numbers)))
+        chains.append(chain)
+    times = Counter(number for chain in chains for number in chain)
+    return [CHUNK * sum(times[number] > 1 for number in chain) for chain in chains]
+
+
+def _in_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens are the same, in whole chunks."""
+    least = min(len(a), len(b))
+    return next((at for at in range(0, least, CHUNK) if a[at : at + CHUNK] != b[at : at + CHUNK]), least)
+
+
+def _pass(
+    decoder: AnyDecoder, batch: Sequence[_Sequence], begin: int, cache: Cache | None
+) -> Iterator[tuple[int, float, bool]]:
+    """One pass over sequences whose first `begin` tokens stand in row 0 of the cache."""
+    masks = [each.mask(decoder.device) for each in batch]
+    hidden_ND = decoder.prefill(
+        [each.tokens[begin:] for each in batch],
+        positions=[each.positions[begin:] for each in batch],
+        masks=[None if mask is None else mask[begin:] for mask in masks],
+        sources=[each.source for each in batch],
+        cache=cache,
+        # All read row 0; what they write stands behind the beginning, where nobody reads.
+        rows=[0] * len(batch),
+        starts=[begin] * len(batch),
+    )
+    places, targets, owners, start = [], [], [], 0
+    for each in batch:
+        for owner, place, token in each.wanted:
+            owners.append(owner)
+            places.append(start + place - begin)
+            targets.append(token)
+        start += len(each.tokens) - begin
+    for at in range(0, len(places), LOGIT_ROWS):
+        rows = torch.tensor(places[at : at + LOGIT_ROWS], device=decoder.device)
+        target_N = torch.tensor(targets[at : at + LOGIT_ROWS], device=decoder.device)
+        logits_NV = decoder.logits(hidden_ND[rows])
+        logprobs = logits_NV.gather(1, target_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
+        is_top = logits_NV.argmax(-1) == target_N
+        yield from zip(owners[at : at + LOGIT_ROWS], logprobs.tolist(), is_top.tolist())
+
+
+def _passes(sequences: Sequence[_Sequence], begin: int) -> Iterator[list[_Sequence]]:
     batch: list[_Sequence] = []
     filled = 0
     for each in sequences:
-        if batch and filled + len(each.tokens) > PASS_TOKENS:
+        length = len(each.tokens) - begin
+        if batch and filled + length > PASS_TOKENS:
             yield batch
             batch, filled = [], 0
         batch.append(each)
-        filled += len(each.tokens)
+        filled += length
     if batch:
         yield batch
 

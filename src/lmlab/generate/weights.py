@@ -26,11 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.generate.kernels import unit_rows
+from lmlab.generate.quantise import Quantised
 from lmlab.model.feed_forward import FeedForward
 from lmlab.model.norm import RMSNorm
 from lmlab.model.transformer import Block, Transformer
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8", "int4"]
 
 
 LONGEST_ALONE = 1024
@@ -41,10 +42,14 @@ class Linear:
     """x W^T + b (+ a residual) of rows (N, in) -> (N, out), float32 in and out."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision) -> None:
-        self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        self.weight = weight.to(self.dtype)
+        self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self.bias = None if bias is None else bias.to(self.dtype)
-        self.narrow = precision == "bfloat16"
+        self.narrow = precision != "float32"
+        self.quantised = Quantised(weight, precision) if precision in ("int8", "int4") else None
+        if self.quantised is not None:
+            self.weight, self.doubled, self.packed = weight[:0], False, False
+            return
+        self.weight = weight.to(self.dtype)
         self.doubled = weight.shape[1] > LONGEST_ALONE
         self.packed = weight.device.type == "cpu" and _can_pack(self.dtype)
         if self.packed:
@@ -61,6 +66,9 @@ class Linear:
         return out if residual is None else out.add_(residual)
 
     def _product(self, x: Tensor) -> Tensor:
+        if self.quantised is not None:
+            out = self.quantised(x)
+            return out if self.bias is None else out + self.bias
         if self.packed:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
@@ -165,7 +173,12 @@ def lay_out(block: Block, precision: Precision, rotated: bool) -> Layer:
 def head_of(model: Transformer, norm: Norm, precision: Precision) -> Linear:
     """The output head after the final norm."""
     weight = model.embedding.weight if model.head is None else model.head.weight
-    return Linear(norm.fold(weight.detach()), None, precision)
+    return Linear(norm.fold(weight.detach()), None, head_precision(precision))
+
+
+def head_precision(precision: Precision) -> Precision:
+    """The head's: 4 bits are too few where every token's probability is decided."""
+    return "int8" if precision == "int4" else precision
 
 
 Part = tuple[Tensor, Tensor | None]

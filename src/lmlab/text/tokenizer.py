@@ -167,6 +167,10 @@ class Tokenizer:
         if self.chat_template is not None:
             write_atomic(folder / "chat_template.jinja", self.chat_template)
 
+    def to_json(self) -> str:
+        """What stands in tokenizer.json."""
+        return self._parsing.to_str()
+
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
         """The ids of a text, nothing added at either end. `specials=True` reads special-token strings as the tokens."""
         return self.encoding(text, specials=specials).ids

@@ -1,0 +1,112 @@
+"""A model's own modules with their matrices packed for inference, for the architectures that `decoder.py` lacks.
+
+The copy shares no weight that training changes: it is the model as it was when the copy was made. Every product goes
+through `weights.Linear`, so that a row's result does not depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmlab.generate.weights import Linear, Precision
+from lmlab.model.feed_forward import FeedForward
+from lmlab.model.moe import Experts, MoE, Routing
+from lmlab.model.transformer import Transformer
+
+LANES = 32
+"""torch computes elementwise functions of so many numbers at once and what is left over one by one, with another
+rounding: the reason why a row must not end within them."""
+
+
+def rowwise(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """An elementwise function whose result for a row does not depend on how many rows stand before it."""
+
+    def apply(x: Tensor) -> Tensor:
+        width = x.shape[-1]
+        return function(x) if width % LANES == 0 else function(F.pad(x, (0, -width % LANES)))[..., :width]
+
+    return apply
+
+
+class PackedLinear(nn.Module):
+    """An nn.Linear for inference, (..., in) -> (..., out), float32 in and out."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision) -> None:
+        super().__init__()
+        self.in_features = weight.shape[1]
+        self.product = Linear(weight.detach(), None if bias is None else bias.detach(), precision)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+
+class PackedExperts(nn.Module):
+    """`Experts`, each matrix packed."""
+
+    def __init__(self, experts: Experts, precision: Precision) -> None:
+        super().__init__()
+        self.activation = rowwise(experts.activation)
+
+        def pack(weight: Tensor | None, bias: Tensor | None) -> list[Linear]:
+            rows = [] if weight is None else list(weight.detach())
+            biases = [None] * len(rows) if bias is None else list(bias.detach())
+            return [Linear(w, b, precision) for w, b in zip(rows, biases)]
+
+        self.gate = pack(experts.gate, experts.gate_bias)
+        self.up, self.down = pack(experts.up, experts.up_bias), pack(experts.down, experts.down_bias)
+
+    def forward(self, x_ND: Tensor, expert: int) -> Tensor:
+        up = self.up[expert](x_ND)
+        inner = self.activation(self.gate[expert](x_ND)) * up if self.gate else self.activation(up)
+        return self.down[expert](inner)
+
+
+class PackedMoE(MoE):
+    """A mixture of experts in inference: no token is ever dropped, whatever capacity the config has in evaluation,
+    since which tokens an expert has no place for would depend on who shares the batch."""
+
+    def __init__(self, moe: MoE, precision: Precision) -> None:
+        nn.Module.__init__(self)
+        self.moe = moe.moe
+        self.router = cast(nn.Linear, PackedLinear(moe.router.weight.float(), None, "float32"))
+        self.experts = cast(Experts, PackedExperts(moe.experts, precision))
+        self.shared = moe.shared
+
+    def route(self, x_ND: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+        """Weights and experts of each token, (N, C), in float32."""
+        weights_NC, chosen_NC = self.router(x_ND.float()).softmax(-1).topk(self.moe.top_k, dim=-1)
+        if self.moe.normalise == "chosen":
+            weights_NC = weights_NC / weights_NC.sum(-1, keepdim=True)
+        return weights_NC, chosen_NC
+
+
+@torch.no_grad()
+def packed(model: Transformer, precision: Precision) -> Transformer:
+    """The model as it is now, with packed matrices. Embeddings and norms are copied in float32."""
+    heavy = [m for m in model.modules() if isinstance(m, (nn.Linear, Experts))]
+    shared = {id(p): p for m in heavy for p in m.parameters(recurse=False)}  # packed below: one copy is enough
+    made = copy.deepcopy(model, shared).float().eval() if _is_float32(model) else copy.deepcopy(model).float().eval()
+    for name, module in list(made.named_modules()):
+        if isinstance(module, MoE):
+            _put(made, name, PackedMoE(module, precision))
+    for name, module in list(made.named_modules()):
+        if isinstance(module, nn.Linear):
+            _put(made, name, PackedLinear(module.weight, module.bias, precision))
+        elif isinstance(module, FeedForward):
+            module.activation = rowwise(module.activation)
+    return made
+
+
+def _is_float32(model: nn.Module) -> bool:
+    return all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    owner, _, last = name.rpartition(".")
+    setattr(model.get_submodule(owner), last, module)
