@@ -69,7 +69,8 @@ class PackedExperts(nn.Module):
 
 class PackedMoE(MoE):
     """A mixture of experts in inference: no token is ever dropped, whatever capacity the config has in evaluation,
-    since which tokens an expert has no place for would depend on who shares the batch."""
+    since which tokens an expert has no place for would depend on who shares the batch. A limit on an expert's tokens of
+    each sequence (`sequence_capacity`) is not applied either: the model's own forward drops tokens by it, the engine none."""
 
     def __init__(self, moe: MoE, precision: Precision) -> None:
         nn.Module.__init__(self)
@@ -78,7 +79,7 @@ class PackedMoE(MoE):
         self.experts = cast(Experts, PackedExperts(moe.experts, precision))
         self.shared = moe.shared
 
-    def route(self, x_ND: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+    def route(self, x_ND: Tensor, routing: Routing, sequences: int = 1) -> tuple[Tensor, Tensor]:
         """Weights and experts of each token, (N, C), in float32."""
         weights_NC, chosen_NC = self.router(x_ND.float()).softmax(-1).topk(self.moe.top_k, dim=-1)
         if self.moe.normalise == "chosen":
