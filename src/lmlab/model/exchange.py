@@ -58,7 +58,7 @@ def export_model(reference: str, out: Path, form: str = "hf", precision: str | N
         return found | _gguf(model, special, folder, out, precision or "float16") | count
     with folder_atomic(out) as temporary:
         kind = write_model(temporary, model, special, stops, extra or None, hub.get("model_type"))
-        for name in TOKENIZER_FILES:
+        for name in (*TOKENIZER_FILES, "generation_config.json"):  # the source's own word on sampling, where it has one
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, temporary / name)
         written = sorted(path.name for path in temporary.iterdir())

@@ -14,7 +14,7 @@ from lmlab.errors import Refused
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import SpecialTokens, families, family_of_config, family_of_file, misfits
 from lmlab.model.presets import preset
-from lmlab.model.store import load_model, load_with_extra, read_config, save_model, write_model
+from lmlab.model.store import load_model, load_with_extra, read_config, resolve, save_model, write_model
 from lmlab.model.transformer import Transformer
 from lmlab.text.tokenizer import Tokenizer, train
 
@@ -218,6 +218,27 @@ def test_import_and_export_carry_the_tokenizer(tokenizer: Tokenizer, tmp_path: P
     wrong = runner.invoke(app, ["model", "export", str(tmp_path / "made"), str(tmp_path / "new"), "--format", "hg"])
     assert isinstance(wrong.exception, Refused) and "format 'hg' is not known" in str(wrong.exception)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_hub_s_older_files_are_fetched_only_where_there_are_no_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[list[str]] = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        assert name == "someone/model"
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert resolve("hf:someone/model") == tmp_path
+    assert [any(".bin" in pattern for pattern in patterns) for patterns in asked] == [False, True]
+    (tmp_path / "model.safetensors").touch()
+    asked.clear()
+    assert resolve("hf:someone/model") == tmp_path
+    assert len(asked) == 1
 
 
 def test_without_a_tokenizer_ids_work_and_text_is_refused(tmp_path: Path) -> None:

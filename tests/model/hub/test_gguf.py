@@ -1,6 +1,8 @@
 """GGUF: tensors, metadata and tokenizer read back with the library, and the model opened by transformers' reader."""
 
 import json
+import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from lmlab.errors import Refused
 from lmlab.model.config import ModelConfig
 from lmlab.model.exchange import export_model
 from lmlab.model.hub import SpecialTokens
+from lmlab.model.hub.gguf import _rule
 from lmlab.model.store import save_model, write_model
 from lmlab.model.transformer import Transformer
 from lmlab.text.tokenizer import Tokenizer, train
@@ -113,6 +116,29 @@ def test_digits_one_by_one_are_said_to_differ(tmp_path: Path, capsys: pytest.Cap
     assert "several spaces before a digit" in capsys.readouterr().err
     reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
     assert reader.fields["tokenizer.ggml.pre"].contents() == "smollm"
+
+
+def test_the_rules_that_have_a_name_cut_as_the_tokenizer_does() -> None:
+    """`gpt-2` and `smollm` as the ecosystem has them, against ours on random text without runs of spaces before digits."""
+    from tokenizers import pre_tokenizers as cut
+
+    theirs = {
+        False: cut.ByteLevel(add_prefix_space=False),
+        True: cut.Sequence([cut.Digits(individual_digits=True), cut.ByteLevel(add_prefix_space=False)]),
+    }
+    draw = random.Random(0)
+    words = ["the", "Don't", "we'll", "été", "x_1", "12", "3.5", "(", "...", "\n\n", "  ", "\t", "中文", "½", "'s"]
+    for digits, rule in theirs.items():
+        ours = train(["the cat\n"], 290, split_digits=digits)
+        backend = ours._parsing.pre_tokenizer
+        assert _rule(json.loads(ours._parsing.to_str())["pre_tokenizer"]) == ("smollm" if digits else "gpt-2")
+        for _ in range(300):
+            text = "".join(draw.choice(words) + draw.choice(["", " "]) for _ in range(12))
+            if digits and re.search(r"\s\s\d|\s\s½", text):
+                continue
+            assert [piece for piece, _ in backend.pre_tokenize_str(text)] == [
+                piece for piece, _ in rule.pre_tokenize_str(text)
+            ], text
 
 
 def test_without_a_tokenizer_and_what_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:

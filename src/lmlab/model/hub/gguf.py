@@ -138,7 +138,7 @@ def read_words(folder: Path, vocab_size: int) -> dict[str, Any]:
     pre = _rule(data["pre_tokenizer"])
     if pre is None:
         raise Refused(f"{path}: cuts text by a rule that GGUF readers have no name for")
-    if pre == "smollm":
+    if pre == "smollm" and "Split" in json.dumps(data["pre_tokenizer"]):
         say("GGUF readers cut several spaces before a digit otherwise than this tokenizer; all other text is cut alike")
     tokens = {place: word for word, place in model["vocab"].items()}
     types = dict.fromkeys(tokens, 1)
@@ -175,6 +175,8 @@ def _rule(pre_tokenizer: dict[str, Any]) -> str | None:
         return None
     if len(steps) == 1:
         return "gpt-2" if steps[0].get("use_regex", True) else None
+    if len(steps) == 2 and steps[0].get("type") == "Digits" and steps[1].get("use_regex", True):
+        return "smollm" if steps[0].get("individual_digits") else None
     if len(steps) != 2 or steps[0].get("type") != "Split" or steps[1].get("use_regex", True):
         return None
     return _RULES.get(steps[0].get("pattern", {}).get("Regex", ""))
