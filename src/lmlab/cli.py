@@ -241,14 +241,20 @@ def model_import(
 @model_app.command("export")
 def model_export(
     model: ModelArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory.")],
-    form: Annotated[str, typer.Option("--format", help="hf: the files that transformers and others open.")] = "hf",
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new directory; with gguf also a new file, X.gguf.")],
+    form: Annotated[
+        str,
+        typer.Option("--format", help="hf: the files that transformers opens. gguf: the file that llama.cpp opens."),
+    ] = "hf",
+    precision: Annotated[
+        str | None, typer.Option(help="Of a gguf file's matrices: float32, float16 (the default) or q8_0.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Take a model out in the ecosystem's formats; what has no home there is written in lmlab's own."""
     from lmlab.model.exchange import describe, export_model
 
-    found = export_model(model, out, form)
+    found = export_model(model, out, form, precision)
     _show(found, as_json, describe(found))
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from lmlab.errors import Refused, nearest
 from lmlab.model.hub import SpecialTokens
 from lmlab.model.store import load_with_extra, preset_name, read_hub, resolve, write_model
+from lmlab.model.transformer import Transformer
 from lmlab.run import folder_atomic
 
-FORMATS = ("hf",)
+FORMATS = ("hf", "gguf")
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -33,36 +34,57 @@ def import_model(reference: str, out: Path) -> dict[str, Any]:
     return export_model(reference, out)
 
 
-def export_model(reference: str, out: Path, form: str = "hf") -> dict[str, Any]:
-    """A MODEL -> a directory that the ecosystem opens, or, where it has no such architecture, lmlab's own format.
+def export_model(reference: str, out: Path, form: str = "hf", precision: str | None = None) -> dict[str, Any]:
+    """A MODEL -> a directory that the ecosystem opens, or, where it has no such architecture, lmlab's own format; or, with
+    `form` gguf, one file: OUT where it ends in .gguf, else model.gguf in it (`precision`: of its matrices).
 
     Returns what was written: model, out, format, model_type, architecture, parameters, tokenizer, files.
     """
     if form not in FORMATS:
         raise Refused(f"format '{form}' is not known{nearest(form, FORMATS)}")
+    if form == "hf" and precision is not None:
+        raise Refused(f"precision {precision} belongs to format gguf; the files of format hf are float32")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refused(f"{out}: is there and not empty; expected a new directory")
     folder = resolve(reference)
     model, extra = load_with_extra(folder)
     hub = (None if preset_name(folder) is not None else read_hub(folder)) or {}
     special, stops = special_tokens(folder, hub)
+    found = {"model": reference, "out": str(out), "format": form}
+    count = {"parameters": model.config.parameters()["total"]}
+    if form == "gguf":
+        if extra:
+            raise Refused(f"{reference}: is a reward model; GGUF is written for language models")
+        return found | _gguf(model, special, folder, out, precision or "float16") | count
     with folder_atomic(out) as temporary:
         kind = write_model(temporary, model, special, stops, extra or None, hub.get("model_type"))
-        for name in TOKENIZER_FILES:
+        for name in (*TOKENIZER_FILES, "generation_config.json"):  # the source's own word on sampling, where it has one
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, temporary / name)
         written = sorted(path.name for path in temporary.iterdir())
         architecture = (read_hub(temporary) or {})["architectures"][0]
-    return {
-        "model": reference,
-        "out": str(out),
-        "format": form,
+    said = {
         "model_type": kind,
         "architecture": architecture,
-        "parameters": model.config.parameters()["total"],
         "tokenizer": "tokenizer.json" in written,
         "files": written,
     }
+    return found | said | count
+
+
+def _gguf(model: Transformer, special: SpecialTokens, folder: Path, out: Path, precision: str) -> dict[str, Any]:
+    from lmlab.model.hub.gguf import write_gguf
+
+    tokenizer = folder if (folder / "tokenizer.json").is_file() else None
+    path = out if out.suffix == ".gguf" else out / "model.gguf"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp.gguf")
+    try:
+        kind = write_gguf(temporary, model, special, tokenizer, precision)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return {"model_type": kind, "architecture": kind, "tokenizer": tokenizer is not None, "files": [path.name]}
 
 
 def special_tokens(folder: Path, hub: dict[str, Any]) -> tuple[SpecialTokens, list[int]]:

@@ -14,7 +14,7 @@ from lmlab.errors import Refused
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import SpecialTokens, families, family_of_config, family_of_file, misfits
 from lmlab.model.presets import preset
-from lmlab.model.store import load_model, load_with_extra, read_config, save_model, write_model
+from lmlab.model.store import load_model, load_with_extra, read_config, resolve, save_model, write_model
 from lmlab.model.transformer import Transformer
 from lmlab.text.tokenizer import Tokenizer, train
 
@@ -135,6 +135,66 @@ def test_what_a_file_asks_for_and_we_have_not_is_refused(name: str, tmp_path: Pa
         read_config(tmp_path)
 
 
+OLDER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "pythia": (
+        {
+            "model_type": "gpt_neox",
+            "hidden_act": "gelu",
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "layer_norm_eps": 1e-05,
+            "max_position_embeddings": 2048,
+            "num_attention_heads": 8,
+            "num_hidden_layers": 6,
+            "rotary_emb_base": 10001,
+            "rotary_pct": 0.25,
+            "tie_word_embeddings": False,
+            "use_parallel_residual": True,
+            "vocab_size": 50304,
+        },
+        {"rope_theta": 10001.0, "rope_fraction": 0.25, "parallel_norms": 2, "bias": True, "tie_embeddings": False},
+    ),
+    "bloom": (
+        {
+            "model_type": "bloom",
+            "n_embed": 1024,
+            "n_layer": 24,
+            "num_attention_heads": 16,
+            "seq_length": 1024,
+            "vocab_size": 250880,
+        },
+        {"d_model": 1024, "heads": 16, "context_length": 1024, "tie_embeddings": True},
+    ),
+    "phi-1": (
+        {
+            "model_type": "phi",
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "max_position_embeddings": 2048,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": None,
+            "partial_rotary_factor": 0.25,
+            "rope_scaling": None,
+            "rope_theta": 5000.0,
+            "vocab_size": 51200,
+        },
+        {"rope_fraction": 0.25, "rope_theta": 5000.0, "kv_heads": 32, "head_bias": True, "activation": "gelu-tanh"},
+    ),
+    "gpt2": (
+        {"model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257},
+        {"context_length": 1024, "activation": "gelu-tanh", "tie_embeddings": True, "eps": 1e-5},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_older_spellings_are_read(name: str) -> None:
+    hub, wanted = OLDER[name]
+    config = family_of_file(hub).from_hub(hub)
+    assert {key: getattr(config, key) for key in wanted} == wanted
+
+
 def test_import_and_export_carry_the_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
     ours = model_of(kv_heads=2)
     save_model(tmp_path / "made", ours, tokenizer)
@@ -158,6 +218,27 @@ def test_import_and_export_carry_the_tokenizer(tokenizer: Tokenizer, tmp_path: P
     wrong = runner.invoke(app, ["model", "export", str(tmp_path / "made"), str(tmp_path / "new"), "--format", "hg"])
     assert isinstance(wrong.exception, Refused) and "format 'hg' is not known" in str(wrong.exception)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_hub_s_older_files_are_fetched_only_where_there_are_no_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[list[str]] = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        assert name == "someone/model"
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert resolve("hf:someone/model") == tmp_path
+    assert [any(".bin" in pattern for pattern in patterns) for patterns in asked] == [False, True]
+    (tmp_path / "model.safetensors").touch()
+    asked.clear()
+    assert resolve("hf:someone/model") == tmp_path
+    assert len(asked) == 1
 
 
 def test_without_a_tokenizer_ids_work_and_text_is_refused(tmp_path: Path) -> None:

@@ -144,6 +144,17 @@ def test_names_without_the_prefix_and_buffers_are_known(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_both_names_of_the_neox_head_are_read(tmp_path: Path) -> None:
+    neox = {"norm_placement": "parallel", "parallel_norms": 2, "position": "rope", "tie_embeddings": False}
+    ours = save(tmp_path, **neox)
+    weights = read_weights(tmp_path)
+    weights["lm_head.weight"] = weights.pop("embed_out.weight")
+    buffers = {"gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(4)}
+    buffers |= {f"gpt_neox.layers.1.attention.{name}": torch.ones(1) for name in ("bias", "masked_bias")}
+    replace_weights(tmp_path, weights | buffers)
+    assert same(load_model(tmp_path), ours)
+
+
 def test_missing_left_over_and_misshapen_weights_are_named(tmp_path: Path) -> None:
     save(tmp_path, tie_embeddings=False)
     whole = read_weights(tmp_path)
