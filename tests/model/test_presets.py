@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 import lmlab
 from lmlab.cli import app
 from lmlab.errors import Refused
+from lmlab.generate.engine import Sampling
 from lmlab.model import store
 from lmlab.model.config import ModelConfig
 from lmlab.model.count import memory
@@ -152,8 +153,8 @@ def test_a_preset_is_a_model_with_random_weights(capsys: pytest.CaptureFixture) 
     model = lmlab.load("preset:gopher-44m")
     assert "RANDOM weights" in capsys.readouterr().err
     assert model.logits([[1, 2, 3]]).shape == (1, 3, 32000)
-    with pytest.raises(Refused, match="position transformer-xl yet"):
-        model.engine.generate([[1, 2]])
+    (answer,) = model.engine.generate([[1, 2]], Sampling(max_new_tokens=3))
+    assert len(answer.ids) == 3  # what it says means nothing, but it says it
 
 
 def test_a_preset_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
