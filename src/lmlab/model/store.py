@@ -16,8 +16,9 @@ from lmlab.device import machine
 from lmlab.errors import Refused, nearest
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import Family, SpecialTokens, family_of_config, family_of_file, misfits
-from lmlab.model.hub.family import Weights, empty_state
+from lmlab.model.hub.family import Weights
 from lmlab.model.hub.files import LIMIT, names_of, read_weights, write_weights
+from lmlab.model.hub.names import empty_state
 from lmlab.model.presets import preset
 from lmlab.model.transformer import Transformer
 from lmlab.progress import say

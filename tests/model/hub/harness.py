@@ -1,8 +1,9 @@
-"""One family against transformers: files there and back, logits with and without padding, greedy text."""
+"""One family against transformers: files there and back, sizes, logits with and without padding, greedy text."""
 
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,28 @@ from torch import Tensor
 
 import lmlab
 from lmlab.model.exchange import export_model
-from lmlab.model.hub import family_of_file
+from lmlab.model.hub import SpecialTokens, family_of_file
 from lmlab.model.store import load_model
 from lmlab.model.transformer import Transformer
 
 TOLERANCE = 1e-4
 LENGTH, NEW = 17, 8
+VOCABULARY = 61
+SPECIAL = SpecialTokens(eos_id=1, pad_id=0, bos_id=2, decoder_start_id=0)
 
 
 def liven(model: Any, seed: int = 0) -> Any:
-    """Move every parameter well away from its small initialisation: biases and gains too. In place."""
+    """Move every weight well away from its small initialisation: biases, gains and stored buffers too. In place. No token ends
+    a text before its full length."""
     generator = torch.Generator().manual_seed(seed)
+    saved = set(model.state_dict())
     with torch.no_grad():
-        for parameter in model.parameters():
-            scale = 0.25 if parameter.dim() == 1 else 0.5 * parameter.shape[-1] ** -0.5
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in saved and tensor.is_floating_point():
+                scale = 0.25 if tensor.dim() == 1 else 0.5 * tensor.shape[-1] ** -0.5
+                tensor += scale * torch.randn(tensor.shape, generator=generator)
+    model.generation_config.eos_token_id = None
+    model.generation_config.forced_eos_token_id = None
     return model.eval()
 
 
@@ -36,28 +44,34 @@ def check_family(make_tiny: Callable[[], Any], tmp_path: Path) -> Transformer:
     compared, exported, and opened by transformers again. Returns our model."""
     torch.manual_seed(0)
     theirs = liven(make_tiny())
-    for forced in ("eos_token_id", "forced_eos_token_id", "forced_bos_token_id"):
-        setattr(
-            theirs.generation_config, forced, None
-        )  # greedy text goes on to its full length, and is the model's own
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load_model(tmp_path / "theirs")
-    _compare(ours, theirs)
+    assert ours.config.parameters()["total"] == size(theirs)
+    family = family_of_file({"model_type": theirs.config.model_type})
+    assert family.misfit(ours.config) is None
+    compare(ours, theirs)
     _greedy(ours, theirs)
     _handle(tmp_path / "theirs", theirs)
 
     found = export_model(str(tmp_path / "theirs"), tmp_path / "exported")
-    assert family_of_file(found) is family_of_file(theirs.config.to_dict())
+    assert found["model_type"] == theirs.config.model_type
+    assert found["architecture"] == family.MODEL_TYPES[found["model_type"]] == type(theirs).__name__
+    assert family.from_hub(json.loads((tmp_path / "exported" / "config.json").read_text())) == ours.config
     auto = transformers.AutoModelForSeq2SeqLM if _encodes(theirs) else transformers.AutoModelForCausalLM
-    again, report = auto.from_pretrained(tmp_path / "exported", output_loading_info=True)
+    again, report = auto.from_pretrained(tmp_path / "exported", output_loading_info=True, attn_implementation="eager")
+    assert type(again) is type(theirs)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
-    _compare(load_model(tmp_path / "exported"), again.eval())
-    one, other = theirs.state_dict(), again.state_dict()
-    assert one.keys() == other.keys()
-    assert not [name for name in one if not torch.equal(one[name], other[name])]
+    compare(load_model(tmp_path / "exported"), again.eval())
+    for (name, one), (_, other) in zip(theirs.state_dict().items(), again.state_dict().items(), strict=True):
+        torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
     (tmp_path / "exported" / "lmlab.json").unlink()  # config.json alone says the same
     assert load_model(tmp_path / "exported").config == ours.config
     return ours
+
+
+def size(theirs: Any) -> int:
+    """Numbers in a checkpoint, tied tensors once."""
+    return sum({tensor.data_ptr(): tensor.numel() for tensor in theirs.state_dict().values()}.values())
 
 
 def _encodes(theirs: Any) -> bool:
@@ -87,13 +101,15 @@ def _their_logits(theirs: Any, ids: Tensor, mask: Tensor | None = None, **more: 
 
 
 @torch.inference_mode()
-def _compare(ours: Transformer, theirs: Any) -> None:
+def compare(ours: Transformer, theirs: Any) -> None:
+    """Logits: all of them, and those at real tokens."""
     ids, mask = _tokens(theirs, 3, LENGTH, 1), _padding(3, LENGTH, left=not _encodes(theirs))
     if _encodes(theirs):
         targets = _tokens(theirs, 3, LENGTH - 6, 2)
         for each in (None, mask):
             wanted = _their_logits(theirs, ids, each, decoder_input_ids=targets)
             padding = None if each is None else each == 0
+            assert wanted.std() > 0.1, "the random model says the same everywhere"
             found = ours(targets, encoder_tokens_BS=ids, encoder_padding_BS=padding).logits()
             torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
         return
@@ -111,9 +127,8 @@ def _compare(ours: Transformer, theirs: Any) -> None:
 def _greedy(ours: Transformer, theirs: Any) -> None:
     ids = _tokens(theirs, 2, 9, 3)
     mask = _padding(2, 9, left=not _encodes(theirs))
-    wanted = theirs.generate(
-        ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None, num_beams=1
-    )
+    ends = {"pad_token_id": 0, "eos_token_id": None, "num_beams": 1, "use_cache": not _encodes(theirs)}
+    wanted = theirs.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, **ends)
     if _encodes(theirs):
         start = theirs.generation_config.decoder_start_token_id
         memory = {"encoder_tokens_BS": ids, "encoder_padding_BS": mask == 0}

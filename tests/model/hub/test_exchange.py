@@ -110,6 +110,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "gpt_neox": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is linear"),
     "gptj": ({"rotary_dim": None}, "rotary_dim is null"),
     "falcon": ({"alibi": True}, "alibi is true"),
+    "openai-gpt of another width": ({"model_type": "openai-gpt", "n_inner": 40}, "n_inner is 40"),
+    "gptj, more than a head": ({"model_type": "gptj", "rotary_dim": 10}, "rotary_dim is 10"),
+    "codegen": ({"n_head": 2, "rotary_dim": 4}, "n_head is 2"),
+    "starcoder2, gated": ({"model_type": "starcoder2", "mlp_type": "gated"}, "mlp_type is"),
+    "starcoder2, rms": ({"model_type": "starcoder2", "norm_type": "rms_norm"}, "norm_type is"),
+    "falcon, grouped in the old kind": (
+        {"model_type": "falcon", "multi_query": False, "num_kv_heads": 2},
+        "num_kv_heads is 2",
+    ),
     "falcon of no known kind": (
         {"model_type": "falcon", "new_decoder_architecture": True, "parallel_attn": False},
         "together are not known",

@@ -14,7 +14,7 @@ from torch import Tensor
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import names
 from lmlab.model.hub.family import SpecialTokens
-from lmlab.model.hub.fit import PLAIN_OF, Settings, activation_name, activation_of, refuse, unlike
+from lmlab.model.hub.fit import PLAIN, PLAIN_OF, Settings, activation_name, activation_of, common, refuse, unlike
 
 MODEL_TYPES = {"bart": "BartForConditionalGeneration"}
 
@@ -59,23 +59,15 @@ def misfit(config: ModelConfig) -> str | None:
     if config.embedding_scale not in (None, 1.0):
         fixed["embedding_scale"] = config.d_model**0.5
     fixed |= {"kv_heads": config.heads, "encoder_heads": config.heads}
-    held = ("activation", "encoder_layers", "encoder_d_ff", "head_bias")
-    problem = unlike(config, "bart", fixed, held)
-    if problem is None and config.activation not in PLAIN_OF.values():
-        problem = f"activation is {config.activation}; bart files hold {', '.join(sorted(set(PLAIN_OF.values())))}"
-    if problem is None and config.eps != _EPS:
-        problem = f"eps is {config.eps}; bart files hold {_EPS} only"
-    return problem
+    fixed |= {"activation": PLAIN, "eps": _EPS}
+    return unlike(config, "bart", fixed, ("encoder_layers", "encoder_d_ff", "head_bias"))
 
 
 def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
     """The `config.json` of a config. No token is forced at the end: what is generated is the model's own."""
     encoder, decoder = config.sizes(encoder=True), config.sizes()
     start = special.eos_id if special.decoder_start_id is None else special.decoder_start_id
-    return {
-        "architectures": [MODEL_TYPES["bart"]],
-        "model_type": "bart",
-        "vocab_size": config.vocab_size,
+    return common(config, "bart", MODEL_TYPES["bart"], special) | {
         "max_position_embeddings": config.context_length,
         "d_model": config.d_model,
         "encoder_layers": encoder.layers,
@@ -90,16 +82,9 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
         "activation_dropout": 0.0,
         "scale_embedding": config.embedding_scale not in (None, 1.0),
         "is_encoder_decoder": True,
-        "tie_word_embeddings": True,
-        "use_cache": True,
-        "bos_token_id": special.bos_id,
-        "eos_token_id": special.eos_id,
-        "pad_token_id": special.pad_id,
         "decoder_start_token_id": start,
         "forced_eos_token_id": None,
         "forced_bos_token_id": None,
-        "dtype": "float32",
-        "torch_dtype": "float32",
     }
 
 

@@ -5,26 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 from lmlab.model.config import ModelConfig
-from lmlab.model.hub.family import Names, SpecialTokens, common, differs, expect, setting
+from lmlab.model.hub.family import SpecialTokens
+from lmlab.model.hub.fit import common, expect, setting, unlike
+from lmlab.model.hub.fused import parts
+from lmlab.model.hub.names import Names
 
 MODEL_TYPES = {"bloom": "BloomForCausalLM"}
 
+_LAYER = "transformer.h.{}"
+TABLE = {
+    "embedding": "transformer.word_embeddings",
+    "embedding_norm": "transformer.word_embeddings_layernorm",
+    "final_norm": "transformer.ln_f",
+    "head": "lm_head",
+    "blocks.{}.attention_norm": f"{_LAYER}.input_layernorm",
+    "blocks.{}.attention.out": f"{_LAYER}.self_attention.dense",
+    "blocks.{}.feed_forward_norm": f"{_LAYER}.post_attention_layernorm",
+    "blocks.{}.feed_forward.up": f"{_LAYER}.mlp.dense_h_to_4h",
+    "blocks.{}.feed_forward.down": f"{_LAYER}.mlp.dense_4h_to_h",
+    **parts(f"{_LAYER}.self_attention.query_key_value"),
+}
 NAMES = Names(
-    top={
-        "embedding": "transformer.word_embeddings",
-        "embedding_norm": "transformer.word_embeddings_layernorm",
-        "final_norm": "transformer.ln_f",
-        "head.weight": "lm_head.weight",
-    },
-    block={
-        "attention_norm": "input_layernorm",
-        "attention.out": "self_attention.dense",
-        "feed_forward_norm": "post_attention_layernorm",
-        "feed_forward.up": "mlp.dense_h_to_4h",
-        "feed_forward.down": "mlp.dense_4h_to_h",
-    },
-    base="transformer.",
-    blocks="h",
+    TABLE,
+    prefix="transformer.",
     fused="self_attention.query_key_value",
     order="grouped",
 )
@@ -33,19 +36,18 @@ weights_to_hub, weights_from_hub = NAMES.to_hub, NAMES.from_hub
 
 def misfit(config: ModelConfig) -> str | None:
     """Why BLOOM files cannot hold a config, or None."""
-    return differs(
-        config,
-        frozenset({"eps", "tie_embeddings"}),
-        norm="layernorm",
-        norm_bias=True,
-        embedding_norm=True,
-        activation="gelu-tanh",
-        d_ff=4 * config.d_model,
-        position="alibi",
-        qkv_bias=True,
-        attention_out_bias=True,
-        feed_forward_bias=True,
-    )
+    fixed: dict[str, Any] = {
+        "norm": "layernorm",
+        "norm_bias": True,
+        "embedding_norm": True,
+        "activation": "gelu-tanh",
+        "d_ff": 4 * config.d_model,
+        "position": "alibi",
+        "qkv_bias": True,
+        "attention_out_bias": True,
+        "feed_forward_bias": True,
+    }
+    return unlike(config, "bloom", fixed, ("tie_embeddings",))
 
 
 def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:

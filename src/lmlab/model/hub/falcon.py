@@ -6,42 +6,35 @@ from dataclasses import replace
 from typing import Any
 
 from lmlab.model.config import ModelConfig
-from lmlab.model.hub.family import (
-    ACTIVATION_NAMES,
-    Names,
-    SpecialTokens,
-    Weights,
-    activation_of,
-    common,
-    differs,
-    expect,
-    rotation,
-    rotation_to_hub,
-    setting,
-)
+from lmlab.model.hub.family import SpecialTokens, Weights
+from lmlab.model.hub.fit import PLAIN, PLAIN_OF, activation_in, activation_name, common, expect, setting, unlike
+from lmlab.model.hub.fused import parts
+from lmlab.model.hub.names import Names
+from lmlab.model.hub.rotation import rope_from_hub, rope_to_hub
 
 MODEL_TYPES = {"falcon": "FalconForCausalLM"}
 
+_LAYER = "transformer.h.{}"
+_TABLE = {
+    "embedding": "transformer.word_embeddings",
+    "final_norm": "transformer.ln_f",
+    "head": "lm_head",
+    "blocks.{}.attention_norm": f"{_LAYER}.input_layernorm",
+    "blocks.{}.attention.out": f"{_LAYER}.self_attention.dense",
+    "blocks.{}.feed_forward_norm": f"{_LAYER}.post_attention_layernorm",
+    "blocks.{}.feed_forward.up": f"{_LAYER}.mlp.dense_h_to_4h",
+    "blocks.{}.feed_forward.down": f"{_LAYER}.mlp.dense_4h_to_h",
+    **parts(f"{_LAYER}.self_attention.query_key_value"),
+}
 _ONE = Names(
-    top={
-        "embedding": "transformer.word_embeddings",
-        "final_norm": "transformer.ln_f",
-        "head.weight": "lm_head.weight",
-    },
-    block={
-        "attention_norm": "input_layernorm",
-        "attention.out": "self_attention.dense",
-        "feed_forward_norm": "post_attention_layernorm",
-        "feed_forward.up": "mlp.dense_h_to_4h",
-        "feed_forward.down": "mlp.dense_4h_to_h",
-    },
-    base="transformer.",
-    blocks="h",
+    _TABLE,
+    prefix="transformer.",
     fused="self_attention.query_key_value",
     order="grouped",
-    buffers=(r"\.rotary_emb\.inv_freq$", r"\.maybe_rotary\.inv_freq$"),
+    buffers=r"\.rotary_emb\.inv_freq|\.maybe_rotary\.inv_freq",
 )
-_TWO = replace(_ONE, block={**_ONE.block, "attention_norm": "ln_attn", "feed_forward_norm": "ln_mlp"})
+_TWO_NORMS = {"blocks.{}.attention_norm": f"{_LAYER}.ln_attn", "blocks.{}.feed_forward_norm": f"{_LAYER}.ln_mlp"}
+_TWO = replace(_ONE, table=_TABLE | _TWO_NORMS)
 
 
 def _names(config: ModelConfig) -> Names:
@@ -63,16 +56,20 @@ def misfit(config: ModelConfig) -> str | None:
     kv_heads, bias = config.sizes().kv_heads, config.has_bias("qkv")
     if config.norm_placement == "pre" and kv_heads not in (1, config.heads):
         return f"kv_heads is {kv_heads}, these files have 1 or {config.heads} with norm_placement pre"
-    return differs(
+    fixed: dict[str, Any] = {
+        "norm": "layernorm",
+        "norm_bias": True,
+        "norm_placement": {"parallel", "pre"},
+        "activation": PLAIN,
+        "position": "rope",
+        "attention_out_bias": bias,
+        "feed_forward_bias": bias,
+    }
+    return unlike(
         config,
-        frozenset({"kv_heads", "d_ff", "eps", "tie_embeddings", "rope_theta", "qkv_bias", "parallel_norms"}),
-        norm="layernorm",
-        norm_bias=True,
-        norm_placement={"parallel", "pre"},
-        activation=set(ACTIVATION_NAMES),
-        position="rope",
-        attention_out_bias=bias,
-        feed_forward_bias=bias,
+        "falcon",
+        fixed,
+        ("kv_heads", "parallel_norms", "qkv_bias", "rope_scaling", "rope_theta", "tie_embeddings"),
     )
 
 
@@ -80,10 +77,9 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
     """The `config.json` of a config."""
     kv_heads, parallel = config.sizes().kv_heads, config.norm_placement == "parallel"
     new = parallel and (config.parallel_norms == 2 or kv_heads not in (1, config.heads))
-    rope = rotation_to_hub(config)
     return (
         common(config, "falcon", MODEL_TYPES["falcon"], special)
-        | rope
+        | rope_to_hub(config)
         | {
             "hidden_size": config.d_model,
             "num_hidden_layers": config.layers,
@@ -95,7 +91,7 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
             "parallel_attn": parallel,
             "ffn_hidden_size": config.sizes().d_ff,
             "max_position_embeddings": config.context_length,
-            "activation": ACTIVATION_NAMES[config.activation],
+            "activation": activation_name(config.activation, PLAIN_OF),
             "layer_norm_epsilon": config.eps,
             "alibi": False,
             "bias": config.has_bias("qkv"),
@@ -110,7 +106,7 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
 
     ALiBi is refused: Falcon's is divided by the square root of the head dimension and rounded to bfloat16.
     """
-    expect(hub, alibi=False, partial_rotary_factor=1.0)
+    expect(hub, alibi=False)
     d_model, heads = setting(hub, "hidden_size", "n_embed"), setting(hub, "num_attention_heads", "n_head")
     new, parallel = hub.get("new_decoder_architecture", False), hub.get("parallel_attn", True)
     norms = setting(hub, "num_ln_in_parallel_attn", default=2 if new else 1)
@@ -120,8 +116,10 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
             "not known"
         )
     multi = setting(hub, "num_kv_heads", "n_head_kv", default=heads)
+    if not new and not hub.get("multi_query", True):
+        expect(hub, num_kv_heads=heads)
     return ModelConfig(
-        **rotation(hub),
+        **rope_from_hub(hub),
         layers=setting(hub, "num_hidden_layers", "n_layer"),
         d_model=d_model,
         heads=heads,
@@ -134,7 +132,7 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
         norm_placement="parallel" if parallel else "pre",
         parallel_norms=norms if parallel else 1,
         eps=setting(hub, "layer_norm_epsilon", default=1e-5),
-        activation=activation_of(hub, "activation", "gelu"),
+        activation=activation_in(hub, "activation", "gelu"),
         bias=hub.get("bias", False),
         tie_embeddings=hub.get("tie_word_embeddings", True),
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lmlab.model.config import ModelConfig
+from lmlab.model.hub.family import SpecialTokens
 
 _SHAPE = ("layers", "d_model", "heads", "vocab_size", "context_length")
 _EVERYONE = frozenset((*_SHAPE, "d_ff", "eps", "dropout", "initialisation", "mup_base_width", "bias"))
@@ -22,6 +24,7 @@ def effective(config: ModelConfig) -> dict[str, Any]:
     found |= {
         "kv_heads": sizes.kv_heads,
         "head_dim": sizes.head_dim,
+        "d_ff": sizes.d_ff,
         "final_norm": config.has_final_norm,
         "qkv_bias": config.has_bias("qkv"),
         "attention_out_bias": config.has_bias("attention_out"),
@@ -48,21 +51,44 @@ def str_of(config: ModelConfig, layer: int) -> str:
 
 
 def unlike(config: ModelConfig, files: str, fixed: dict[str, Any], held: Iterable[str]) -> str | None:
-    """The first switch that `files` cannot hold, in words, or None: neither `held`, nor at its value in `fixed` (default: the
-    value of a plain config of this shape)."""
+    """The first switch that `files` cannot hold, in words, or None: neither `held`, nor at its value in `fixed` (one of
+    several in a set; default: the value of a plain config of this shape)."""
     found = effective(config)
     shape = {name: getattr(config, name) for name in _SHAPE}
     shape["head_dim"] = 2  # even, as rope wants it; what a plain config's is follows from the width
     plain = effective(ModelConfig(**shape)) | {"head_dim": config.d_model / config.heads, "attention_scale": None}
     plain |= fixed
     for name, value in found.items():
-        if name in held or name in _EVERYONE or (value is None and name.startswith(("rope_", "relative_"))):
+        if name in held or (name in _EVERYONE and name not in fixed):
+            continue
+        if value is None and name.startswith(("rope_", "relative_")):
             continue
         wanted = plain[name]
-        close = isinstance(value, float) and isinstance(wanted, float) and math.isclose(value, wanted, rel_tol=1e-6)
-        if value != wanted and not close:
-            return f"{name} is {value}; {files} files hold {wanted} only"
+        among = wanted if isinstance(wanted, (set, frozenset)) else (wanted,)
+        if not any(_equal(value, each) for each in among):
+            return f"{name} is {value}; {files} files hold {' or '.join(sorted(map(str, among)))} only"
     return None
+
+
+def _equal(value: Any, wanted: Any) -> bool:
+    both = isinstance(value, float) and isinstance(wanted, float)
+    return math.isclose(value, wanted, rel_tol=1e-6) if both else value == wanted
+
+
+def common(config: ModelConfig, kind: str, architecture: str, special: SpecialTokens) -> dict[str, Any]:
+    """What stands in every `config.json`."""
+    return {
+        "architectures": [architecture],
+        "model_type": kind,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "use_cache": True,
+        "bos_token_id": special.bos_id,
+        "eos_token_id": special.eos_id,
+        "pad_token_id": special.pad_id,
+        "dtype": "float32",
+        "torch_dtype": "float32",
+    }
 
 
 class Settings(dict[str, Any]):
@@ -77,10 +103,32 @@ def refuse(hub: dict[str, Any], **expected: Any) -> None:
     honours."""
     if hub.get("quantization_config"):
         raise ValueError("quantization_config: quantised weights are not read; expected float weights")
-    for name, wanted in expected.items():
+    for name, value, wanted in _others(hub, expected):
+        raise ValueError(f"{name} {value!r} is not supported; expected {wanted!r}")
+
+
+def expect(hub: Mapping[str, Any], **fixed: Any) -> None:
+    """`refuse` in the spelling of the file."""
+    for name, value, wanted in _others(hub, fixed):
+        raise ValueError(f"{name} is {json.dumps(value)}; this model can do {json.dumps(wanted)} only")
+
+
+def _others(hub: Mapping[str, Any], fixed: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name, wanted in fixed.items():
         value = hub.get(name)
         if value is not None and value != wanted:
-            raise ValueError(f"{name} {value!r} is not supported; expected {wanted!r}")
+            yield name, value, wanted
+
+
+def setting(hub: Mapping[str, Any], *names: str, default: Any = None) -> Any:
+    """The first of the names that a `config.json` has (null counts as absent). Raises ValueError where it has none and
+    there is no default."""
+    for name in names:
+        if hub.get(name) is not None:
+            return hub[name]
+    if default is None:
+        raise ValueError(f"names no {' or '.join(names)}")
+    return default
 
 
 GATED_OF = {
@@ -98,10 +146,13 @@ PLAIN_OF = {
     "gelu": "gelu",
     "gelu_new": "gelu-tanh",
     "gelu_pytorch_tanh": "gelu-tanh",
+    "gelu_fast": "gelu-tanh",
     "silu": "silu",
     "swish": "silu",
     "relu2": "relu2",
 }
+"""The same of plain ones."""
+PLAIN = frozenset(PLAIN_OF.values())
 
 
 def activation_of(name: str, table: dict[str, str]) -> Any:
@@ -109,6 +160,14 @@ def activation_of(name: str, table: dict[str, str]) -> Any:
     if name not in table:
         raise ValueError(f"activation '{name}' is not supported; expected one of {', '.join(sorted(table))}")
     return table[name]
+
+
+def activation_in(hub: Mapping[str, Any], name: str, default: str, table: dict[str, str] = PLAIN_OF) -> Any:
+    """`activation_of` a setting, which the refusal names."""
+    found = hub.get(name) or default
+    if found not in table:
+        raise ValueError(f"{name} is {found}; expected one of {', '.join(table)}")
+    return table[found]
 
 
 def activation_name(ours: str, table: dict[str, str]) -> str:

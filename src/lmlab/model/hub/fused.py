@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lmlab.model.hub.family import Weights
 from lmlab.model.settings import Sizes
 
 Three = tuple[Tensor, Tensor, Tensor]
@@ -61,3 +63,35 @@ ORDERS: dict[str, Order] = {
     # device by device: its q, its v, its k
     "sharded": Order(_join_sharded, _split_sharded),
 }
+
+
+def parts(module: str) -> dict[str, str]:
+    """The table of q, k and v as parts of one module of a file, before `fuse` and after `split`."""
+    return {f"blocks.{{}}.attention.{part}": f"{module}.{part}" for part in "qkv"}
+
+
+def fuse(weights: Weights, module: str, order: str, sizes: Sizes) -> Weights:
+    """The `parts` of each such module (the end of its name) in one matrix, and in one bias."""
+    part = re.compile(rf"(.*\.{re.escape(module)})\.[qkv]\.(weight|bias)")
+    out: Weights = {}
+    for name, tensor in weights.items():
+        match = part.fullmatch(name)
+        if match is None:
+            out[name] = tensor
+        elif (whole := f"{match[1]}.{match[2]}") not in out:
+            q, k, v = (weights[f"{match[1]}.{each}.{match[2]}"] for each in "qkv")
+            out[whole] = ORDERS[order].join(q, k, v, sizes)
+    return out
+
+
+def split(weights: Weights, module: str, order: str, sizes: Sizes) -> Weights:
+    """The inverse of `fuse`. What has not as many rows as q, k and v together stays as it is."""
+    out: Weights = {}
+    for name, tensor in weights.items():
+        stem, _, last = name.rpartition(".")
+        if stem.endswith(f".{module}") and len(tensor) == sum(_rows(sizes)):
+            separate = ORDERS[order].split(tensor, sizes)
+            out |= {f"{stem}.{part}.{last}": each for part, each in zip("qkv", separate, strict=True)}
+        else:
+            out[name] = tensor
+    return out

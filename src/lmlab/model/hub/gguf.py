@@ -15,37 +15,37 @@ from torch import Tensor
 
 from lmlab.errors import Refused, nearest
 from lmlab.model.config import ModelConfig
-from lmlab.model.hub.family import Names, SpecialTokens, differs
+from lmlab.model.hub import names
+from lmlab.model.hub.family import SpecialTokens
+from lmlab.model.hub.fit import unlike
 from lmlab.model.transformer import Transformer
 from lmlab.progress import say
 
 PRECISIONS = ("float32", "float16", "q8_0")
 """Of matrices; vectors are float32 always. q8_0: blocks of 32 whole numbers of 8 bits with a factor each."""
 
-NAMES = Names(
-    top={"embedding": "token_embd", "final_norm": "output_norm", "head.weight": "output.weight"},
-    block={
-        "attention_norm": "attn_norm",
-        "attention.q": "attn_q",
-        "attention.k": "attn_k",
-        "attention.v": "attn_v",
-        "attention.out": "attn_output",
-        "attention.q_norm": "attn_q_norm",
-        "attention.k_norm": "attn_k_norm",
-        "feed_forward_norm": "ffn_norm",
-        "feed_forward.gate": "ffn_gate",
-        "feed_forward.up": "ffn_up",
-        "feed_forward.down": "ffn_down",
-    },
-    base="",
-    blocks="blk",
-)
+TABLE = {
+    "embedding": "token_embd",
+    "final_norm": "output_norm",
+    "head": "output",
+    "blocks.{}.attention_norm": "blk.{}.attn_norm",
+    "blocks.{}.attention.q": "blk.{}.attn_q",
+    "blocks.{}.attention.k": "blk.{}.attn_k",
+    "blocks.{}.attention.v": "blk.{}.attn_v",
+    "blocks.{}.attention.out": "blk.{}.attn_output",
+    "blocks.{}.attention.q_norm": "blk.{}.attn_q_norm",
+    "blocks.{}.attention.k_norm": "blk.{}.attn_k_norm",
+    "blocks.{}.feed_forward_norm": "blk.{}.ffn_norm",
+    "blocks.{}.feed_forward.gate": "blk.{}.ffn_gate",
+    "blocks.{}.feed_forward.up": "blk.{}.ffn_up",
+    "blocks.{}.feed_forward.down": "blk.{}.ffn_down",
+}
 
 
 def architecture_of(config: ModelConfig) -> str:
     """The name that GGUF readers know a config by. Raises Refused where it is not shaped like Llama or Qwen 3."""
     held = ("kv_heads", "head_dim", "d_ff", "eps", "rope_theta", "qk_norm", "tie_embeddings")
-    reason = differs(config, frozenset(held))
+    reason = unlike(config, "GGUF", {}, held)
     if reason is not None:
         raise Refused(f"GGUF is written for models shaped like Llama or Qwen 3: {reason}")
     return "qwen3" if config.qk_norm else "llama"
@@ -84,7 +84,7 @@ def write_gguf(
     writer.add_file_type(gguf.LlamaFileType[kinds[precision]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_words(writer, words, special)
-    for name, tensor in NAMES.to_hub(model.state_dict(), config).items():
+    for name, tensor in names.to_hub(model.state_dict(), TABLE).items():
         array = _paired(name, tensor, kind, config).detach().float().cpu().numpy()
         form = _form(array, precision)
         data = gguf.quants.quantize(array, gguf.GGMLQuantizationType[form])

@@ -11,6 +11,7 @@ from lmlab.model.config import ModelConfig
 from lmlab.model.hub import llama, names
 from lmlab.model.hub.family import SpecialTokens
 from lmlab.model.hub.fit import unlike
+from lmlab.model.hub.rotation import rope_to_hub
 
 MODEL_TYPES = {"glm": "GlmForCausalLM"}
 
@@ -25,9 +26,7 @@ def misfit(config: ModelConfig) -> str | None:
 
 def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
     """The `config.json` of a config."""
-    hub = llama.decoder_to_hub(config, special, "glm", MODEL_TYPES["glm"])
-    share = {"partial_rotary_factor": config.rope_fraction}  # these files' default is 0.5: it is always named
-    return hub | share | {"rope_parameters": hub["rope_parameters"] | share}
+    return llama.decoder_to_hub(config, special, "glm", MODEL_TYPES["glm"]) | rope_to_hub(config, default=0.5)
 
 
 def from_hub(hub: dict[str, Any]) -> ModelConfig:

@@ -5,56 +5,49 @@ from __future__ import annotations
 from typing import Any
 
 from lmlab.model.config import ModelConfig
-from lmlab.model.hub.family import (
-    ACTIVATION_NAMES,
-    Names,
-    SpecialTokens,
-    activation_of,
-    common,
-    differs,
-    expect,
-    setting,
-)
+from lmlab.model.hub.family import SpecialTokens
+from lmlab.model.hub.fit import PLAIN, PLAIN_OF, activation_in, activation_name, common, expect, setting, unlike
+from lmlab.model.hub.fused import parts
+from lmlab.model.hub.names import Names
 
 MODEL_TYPES = {"gpt2": "GPT2LMHeadModel"}
 
+_LAYER = "transformer.h.{}"
+TABLE = {
+    "embedding": "transformer.wte",
+    "position": "transformer.wpe",
+    "final_norm": "transformer.ln_f",
+    "head": "lm_head",
+    "blocks.{}.attention_norm": f"{_LAYER}.ln_1",
+    "blocks.{}.attention.out": f"{_LAYER}.attn.c_proj",
+    "blocks.{}.feed_forward_norm": f"{_LAYER}.ln_2",
+    "blocks.{}.feed_forward.up": f"{_LAYER}.mlp.c_fc",
+    "blocks.{}.feed_forward.down": f"{_LAYER}.mlp.c_proj",
+    **parts(f"{_LAYER}.attn.c_attn"),
+}
 NAMES = Names(
-    top={
-        "embedding": "transformer.wte",
-        "position": "transformer.wpe",
-        "final_norm": "transformer.ln_f",
-        "head.weight": "lm_head.weight",
-    },
-    block={
-        "attention_norm": "ln_1",
-        "attention.out": "attn.c_proj",
-        "feed_forward_norm": "ln_2",
-        "feed_forward.up": "mlp.c_fc",
-        "feed_forward.down": "mlp.c_proj",
-    },
-    base="transformer.",
-    blocks="h",
+    TABLE,
+    prefix="transformer.",
     fused="attn.c_attn",
-    transposed=frozenset({"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}),
-    buffers=(r"\.attn\.(bias|masked_bias)$",),
+    transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+    buffers=r"\.attn\.(bias|masked_bias)",
 )
 weights_to_hub, weights_from_hub = NAMES.to_hub, NAMES.from_hub
 
 
 def misfit(config: ModelConfig) -> str | None:
     """Why GPT-2 files cannot hold a config, or None."""
-    return differs(
-        config,
-        frozenset({"d_ff", "eps", "tie_embeddings"}),
-        norm="layernorm",
-        norm_bias=True,
-        activation=set(ACTIVATION_NAMES),
-        position="learned",
-        qkv_bias=True,
-        attention_out_bias=True,
-        feed_forward_bias=True,
-        attention_scale={config.sizes().head_dim ** -0.5, 1.0},
-    )
+    fixed: dict[str, Any] = {
+        "norm": "layernorm",
+        "norm_bias": True,
+        "activation": PLAIN,
+        "position": "learned",
+        "qkv_bias": True,
+        "attention_out_bias": True,
+        "feed_forward_bias": True,
+        "attention_scale": {None, 1.0},
+    }
+    return unlike(config, "gpt2", fixed, ("tie_embeddings",))
 
 
 def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
@@ -66,7 +59,7 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
         "n_layer": config.layers,
         "n_head": config.heads,
         "n_inner": config.sizes().d_ff,
-        "activation_function": ACTIVATION_NAMES[config.activation],
+        "activation_function": activation_name(config.activation, PLAIN_OF),
         "layer_norm_epsilon": config.eps,
         "scale_attn_weights": config.score_scale != 1.0,
         "resid_pdrop": config.dropout,
@@ -89,7 +82,7 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
         norm="layernorm",
         norm_bias=True,
         eps=setting(hub, "layer_norm_epsilon", default=1e-5),
-        activation=activation_of(hub, "activation_function", "gelu_new"),
+        activation=activation_in(hub, "activation_function", "gelu_new"),
         position="learned",
         attention_scale=1.0 if hub.get("scale_attn_weights") is False else None,
         bias=True,

@@ -6,38 +6,32 @@ from __future__ import annotations
 from typing import Any
 
 from lmlab.model.config import ModelConfig
-from lmlab.model.hub.family import (
-    ACTIVATION_NAMES,
-    Names,
-    SpecialTokens,
-    activation_of,
-    common,
-    differs,
-    rotation,
-    rotation_to_hub,
-    setting,
-)
+from lmlab.model.hub.family import SpecialTokens
+from lmlab.model.hub.fit import PLAIN, PLAIN_OF, activation_in, activation_name, common, setting, unlike
+from lmlab.model.hub.fused import parts
+from lmlab.model.hub.names import Names
+from lmlab.model.hub.rotation import refuse_scaling, rope_from_hub, rope_to_hub
 
 MODEL_TYPES = {"gpt_neox": "GPTNeoXForCausalLM"}
 
+_LAYER = "gpt_neox.layers.{}"
+TABLE = {
+    "embedding": "gpt_neox.embed_in",
+    "final_norm": "gpt_neox.final_layer_norm",
+    "head": "embed_out",
+    "blocks.{}.attention_norm": f"{_LAYER}.input_layernorm",
+    "blocks.{}.attention.out": f"{_LAYER}.attention.dense",
+    "blocks.{}.feed_forward_norm": f"{_LAYER}.post_attention_layernorm",
+    "blocks.{}.feed_forward.up": f"{_LAYER}.mlp.dense_h_to_4h",
+    "blocks.{}.feed_forward.down": f"{_LAYER}.mlp.dense_4h_to_h",
+    **parts(f"{_LAYER}.attention.query_key_value"),
+}
 NAMES = Names(
-    top={
-        "embedding": "gpt_neox.embed_in",
-        "final_norm": "gpt_neox.final_layer_norm",
-        "head.weight": "embed_out.weight",
-    },
-    block={
-        "attention_norm": "input_layernorm",
-        "attention.out": "attention.dense",
-        "feed_forward_norm": "post_attention_layernorm",
-        "feed_forward.up": "mlp.dense_h_to_4h",
-        "feed_forward.down": "mlp.dense_4h_to_h",
-    },
-    base="gpt_neox.",
-    blocks="layers",
+    TABLE,
+    prefix="gpt_neox.",
     fused="attention.query_key_value",
     order="grouped",
-    buffers=(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",),
+    buffers=r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
     also={"lm_head.": "embed_out."},
 )
 weights_to_hub, weights_from_hub = NAMES.to_hub, NAMES.from_hub
@@ -45,18 +39,17 @@ weights_to_hub, weights_from_hub = NAMES.to_hub, NAMES.from_hub
 
 def misfit(config: ModelConfig) -> str | None:
     """Why GPT-NeoX files cannot hold a config, or None."""
-    return differs(
-        config,
-        frozenset({"d_ff", "eps", "tie_embeddings", "rope_theta", "rope_fraction", "qkv_bias"}),
-        norm="layernorm",
-        norm_bias=True,
-        norm_placement={"parallel", "pre"},
-        parallel_norms=2,
-        activation=set(ACTIVATION_NAMES),
-        position="rope",
-        attention_out_bias=config.has_bias("qkv"),
-        feed_forward_bias=True,
-    )
+    fixed: dict[str, Any] = {
+        "norm": "layernorm",
+        "norm_bias": True,
+        "norm_placement": {"parallel", "pre"},
+        "parallel_norms": 2 if config.norm_placement == "parallel" else 1,
+        "activation": PLAIN,
+        "position": "rope",
+        "attention_out_bias": config.has_bias("qkv"),
+        "feed_forward_bias": True,
+    }
+    return unlike(config, "gpt_neox", fixed, ("qkv_bias", "rope_fraction", "rope_theta", "tie_embeddings"))
 
 
 def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
@@ -64,7 +57,7 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
     older = {"rotary_pct": config.rope_fraction, "rotary_emb_base": config.rope_theta}
     return (
         common(config, "gpt_neox", MODEL_TYPES["gpt_neox"], special)
-        | rotation_to_hub(config)
+        | rope_to_hub(config, default=0.25)
         | older
         | {
             "hidden_size": config.d_model,
@@ -72,7 +65,7 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
             "num_attention_heads": config.heads,
             "intermediate_size": config.sizes().d_ff,
             "max_position_embeddings": config.context_length,
-            "hidden_act": ACTIVATION_NAMES[config.activation],
+            "hidden_act": activation_name(config.activation, PLAIN_OF),
             "layer_norm_eps": config.eps,
             "use_parallel_residual": config.norm_placement == "parallel",
             "attention_bias": config.has_bias("qkv"),
@@ -84,9 +77,10 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
 
 def from_hub(hub: dict[str, Any]) -> ModelConfig:
     """A config from `config.json`. Raises ValueError where it asks for a part that this model has not."""
+    refuse_scaling(hub)
     parallel, bias = hub.get("use_parallel_residual", True), hub.get("attention_bias", True)
     return ModelConfig(
-        **rotation(hub, 0.25, "rotary_emb_base", "rotary_pct"),
+        **rope_from_hub(hub, hub.get("rotary_emb_base") or 10000.0, setting(hub, "rotary_pct", default=0.25)),
         layers=hub["num_hidden_layers"],
         d_model=hub["hidden_size"],
         heads=hub["num_attention_heads"],
@@ -98,7 +92,7 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
         norm_placement="parallel" if parallel else "pre",
         parallel_norms=2 if parallel else 1,
         eps=setting(hub, "layer_norm_eps", default=1e-5),
-        activation=activation_of(hub, "hidden_act", "gelu"),
+        activation=activation_in(hub, "hidden_act", "gelu"),
         bias=True,
         qkv_bias=bias,
         attention_out_bias=bias,

@@ -7,55 +7,47 @@ import math
 from typing import Any
 
 from lmlab.model.config import ModelConfig
-from lmlab.model.hub.family import (
-    ACTIVATION_NAMES,
-    Names,
-    SpecialTokens,
-    activation_of,
-    common,
-    differs,
-    setting,
-)
+from lmlab.model.hub.family import SpecialTokens
+from lmlab.model.hub.fit import PLAIN, PLAIN_OF, activation_in, activation_name, common, setting, unlike
+from lmlab.model.hub.names import Names
 
 MODEL_TYPES = {"gptj": "GPTJForCausalLM"}
 
+_LAYER = "transformer.h.{}"
+TABLE = {
+    "embedding": "transformer.wte",
+    "final_norm": "transformer.ln_f",
+    "head_bias": "lm_head.bias",
+    "head": "lm_head",
+    "blocks.{}.attention_norm": f"{_LAYER}.ln_1",
+    "blocks.{}.attention.q": f"{_LAYER}.attn.q_proj",
+    "blocks.{}.attention.k": f"{_LAYER}.attn.k_proj",
+    "blocks.{}.attention.v": f"{_LAYER}.attn.v_proj",
+    "blocks.{}.attention.out": f"{_LAYER}.attn.out_proj",
+    "blocks.{}.feed_forward.up": f"{_LAYER}.mlp.fc_in",
+    "blocks.{}.feed_forward.down": f"{_LAYER}.mlp.fc_out",
+}
 NAMES = Names(
-    top={
-        "embedding": "transformer.wte",
-        "final_norm": "transformer.ln_f",
-        "head.weight": "lm_head.weight",
-        "head_bias": "lm_head.bias",
-    },
-    block={
-        "attention_norm": "ln_1",
-        "attention.q": "attn.q_proj",
-        "attention.k": "attn.k_proj",
-        "attention.v": "attn.v_proj",
-        "attention.out": "attn.out_proj",
-        "feed_forward.up": "mlp.fc_in",
-        "feed_forward.down": "mlp.fc_out",
-    },
-    base="transformer.",
-    blocks="h",
-    buffers=(r"\.attn\.(bias|masked_bias|causal_mask)$", r"embed_positions$"),
+    TABLE,
+    prefix="transformer.",
+    buffers=r"\.attn\.(bias|masked_bias|causal_mask)|embed_positions",
 )
 weights_to_hub, weights_from_hub = NAMES.to_hub, NAMES.from_hub
 
 
-def misfit(config: ModelConfig) -> str | None:
+def misfit(config: ModelConfig, files: str = "gptj") -> str | None:
     """Why GPT-J files cannot hold a config, or None."""
-    return differs(
-        config,
-        frozenset({"d_ff", "eps", "tie_embeddings", "rope_fraction"}),
-        norm="layernorm",
-        norm_bias=True,
-        norm_placement="parallel",
-        activation=set(ACTIVATION_NAMES),
-        position="rope",
-        rope_pairing="interleaved",
-        feed_forward_bias=True,
-        head_bias=True,
-    )
+    fixed: dict[str, Any] = {
+        "norm": "layernorm",
+        "norm_bias": True,
+        "norm_placement": "parallel",
+        "activation": PLAIN,
+        "position": "rope",
+        "rope_pairing": "interleaved",
+        "feed_forward_bias": True,
+        "head_bias": True,
+    }
+    return unlike(config, files, fixed, ("rope_fraction", "tie_embeddings"))
 
 
 def to_hub(config: ModelConfig, special: SpecialTokens, kind: str = "gptj", opens: str = "") -> dict[str, Any]:
@@ -68,7 +60,7 @@ def to_hub(config: ModelConfig, special: SpecialTokens, kind: str = "gptj", open
         "n_head": config.heads,
         "n_inner": config.sizes().d_ff,
         "rotary_dim": config.rotary_dim,
-        "activation_function": ACTIVATION_NAMES[config.activation],
+        "activation_function": activation_name(config.activation, PLAIN_OF),
         "layer_norm_epsilon": config.eps,
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
@@ -80,8 +72,12 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
     """A config from `config.json`. Raises ValueError where it asks for a part that this model has not."""
     d_model = setting(hub, "n_embd", "hidden_size")
     heads = setting(hub, "n_head", "num_attention_heads")
-    if hub.get("rotary_dim", 64) is None:
-        raise ValueError("rotary_dim is null; expected how many dimensions of a head are rotated")
+    rotated = hub.get("rotary_dim", 64)
+    if rotated is None or not 0 < rotated <= d_model // heads:
+        said = "null" if rotated is None else rotated
+        raise ValueError(
+            f"rotary_dim is {said}; expected how many of a head's {d_model // heads} dimensions are rotated"
+        )
     return ModelConfig(
         layers=setting(hub, "n_layer", "num_hidden_layers"),
         d_model=d_model,
@@ -93,10 +89,10 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
         norm_bias=True,
         norm_placement="parallel",
         eps=setting(hub, "layer_norm_epsilon", default=1e-5),
-        activation=activation_of(hub, "activation_function", "gelu_new"),
+        activation=activation_in(hub, "activation_function", "gelu_new"),
         position="rope",
         rope_pairing="interleaved",
-        rope_fraction=share(hub.get("rotary_dim", 64), d_model // heads),
+        rope_fraction=share(rotated, d_model // heads),
         feed_forward_bias=True,
         head_bias=True,
         tie_embeddings=hub.get("tie_word_embeddings", False),

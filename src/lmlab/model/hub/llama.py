@@ -13,7 +13,7 @@ from torch import Tensor
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import names
 from lmlab.model.hub.family import SpecialTokens
-from lmlab.model.hub.fit import GATED_OF, Settings, activation_name, activation_of, refuse, unlike
+from lmlab.model.hub.fit import GATED_OF, Settings, activation_name, activation_of, common, refuse, unlike
 from lmlab.model.hub.rotation import (
     WINDOW_LAYER,
     layer_types_of,
@@ -90,10 +90,7 @@ def odd_activation(config: ModelConfig) -> str | None:
 
 def decoder_to_hub(config: ModelConfig, special: SpecialTokens, kind: str, architecture: str) -> dict[str, Any]:
     """What the `config.json` of every decoder with these names holds."""
-    return {
-        "architectures": [architecture],
-        "model_type": kind,
-        "vocab_size": config.vocab_size,
+    return common(config, kind, architecture, special) | {
         "hidden_size": config.d_model,
         "intermediate_size": config.sizes().d_ff,
         "num_hidden_layers": config.layers,
@@ -107,13 +104,6 @@ def decoder_to_hub(config: ModelConfig, special: SpecialTokens, kind: str, archi
         "attention_bias": config.has_bias("qkv"),
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
-        "tie_word_embeddings": config.tie_embeddings,
-        "use_cache": True,
-        "bos_token_id": special.bos_id,
-        "eos_token_id": special.eos_id,
-        "pad_token_id": special.pad_id,
-        "dtype": "float32",
-        "torch_dtype": "float32",
     }
 
 
@@ -146,11 +136,7 @@ def decoder_from_hub(
     """
     hub = Settings(hub)
     refuse(hub)
-    rope = rope_from_hub(hub, theta, fraction or 1.0)
-    if fraction is None and "rope_fraction" in rope:
-        raise ValueError(
-            f"partial_rotary_factor {rope['rope_fraction']} is not supported in a {hub['model_type']} file"
-        )
+    rope = rope_from_hub(hub, theta, fraction)
     heads = hub["num_attention_heads"]
     shape: dict[str, Any] = {
         "layers": hub["num_hidden_layers"],
@@ -208,7 +194,7 @@ def weights_from_hub(weights: dict[str, Tensor], config: ModelConfig) -> tuple[d
 def cleaned(weights: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Without computed buffers and a tied head's copy; files of the bare model, which lack `model.`, get it."""
     if "embed_tokens.weight" in weights:
-        weights = {name if name.startswith("lm_head.") else f"model.{name}": each for name, each in weights.items()}
+        weights = {names.with_prefix(name, "model.", TOP): each for name, each in weights.items()}
     weights = names.drop_buffers(weights, BUFFERS)
     if config.tie_embeddings:
         weights = names.drop_copies(weights, "model.embed_tokens.weight", ("lm_head.weight",))

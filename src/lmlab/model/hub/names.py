@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from lmlab.model.config import ModelConfig
+from lmlab.model.hub import fused
+from lmlab.model.hub.family import Weights
 from lmlab.model.transformer import Transformer
 
 Table = dict[str, str]
 """Our module, or whole parameter name -> the file's, both with `{}` for the numbers: blocks.{}.attention.q ->
 model.layers.{}.self_attn.q_proj."""
-Weights = dict[str, Tensor]
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-def parameter_names(config: ModelConfig) -> list[str]:
-    """The names in a model's state dict, without making its weights."""
+def empty_state(config: ModelConfig) -> Weights:
+    """A model's state dict, of shapes without storage."""
     with torch.device("meta"):
-        return list(Transformer(config).state_dict())
+        return Transformer(config).state_dict()
 
 
 def name_to_hub(name: str, table: Table) -> str:
@@ -43,15 +44,15 @@ def to_hub(weights: Weights, table: Table) -> Weights:
 def from_hub(weights: Weights, config: ModelConfig, table: Table) -> tuple[Weights, list[str]]:
     """(what of a file is a parameter of this config, under our names; the names of the rest). Experts are stacked."""
     experts = config.moe.experts if config.moe is not None else 0
-    names = [each for name in parameter_names(config) for each in _one_by_one(name, experts)]
+    names = [each for name in empty_state(config) for each in _one_by_one(name, experts)]
     wanted = {name: name_to_hub(name, table) for name in names}
     found = {ours: weights[theirs] for ours, theirs in wanted.items() if theirs in weights}
     return _stacked(found, experts), sorted(set(weights) - set(wanted.values()))
 
 
-def drop_copies(weights: Weights, kept: str, copies: Iterable[str]) -> Weights:
+def drop_copies(weights: Weights, kept: str, copies: Iterable[str], called: str = "") -> Weights:
     """Without the copies of a tied weight; a file may hold the weight under a copy's name alone. Raises ValueError for a copy
-    that differs."""
+    that differs; `called` is its word for the weight."""
     weights = dict(weights)
     for copy in copies:
         if copy not in weights:
@@ -61,13 +62,69 @@ def drop_copies(weights: Weights, kept: str, copies: Iterable[str]) -> Weights:
         elif torch.equal(weights[copy], weights[kept]):
             del weights[copy]
         else:
-            raise ValueError(f"{copy} differs from {kept}, though the config says that they are one weight")
+            raise ValueError(f"{copy} differs from {called or kept}, though the config says that they are one weight")
     return weights
 
 
 def drop_buffers(weights: Weights, ending: str) -> Weights:
     """Without what is computed from the config and only stored in files of older releases (a regular expression)."""
-    return {name: tensor for name, tensor in weights.items() if not re.search(ending + "$", name)}
+    return {name: tensor for name, tensor in weights.items() if not re.search(f"(?:{ending})$", name)}
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where a decoder's weights stand in files that differ in more than a table of names.
+
+    `prefix` is what files of the bare model lack: both are read, the whole one is written. `fused` names the module that holds
+    q, k and v (`fused.parts` in the table) in an `order` of `fused.ORDERS`. Matrices of modules whose names end with one of
+    `transposed` are stored (in, out). `buffers`: endings of names that hold no weights. `also`: beginnings that are read for
+    those that are written.
+    """
+
+    table: Table
+    prefix: str
+    fused: str | None = None
+    order: str = "plain"
+    transposed: tuple[str, ...] = ()
+    buffers: str | None = None
+    also: Mapping[str, str] = field(default_factory=dict)
+
+    def to_hub(self, weights: Weights, config: ModelConfig) -> Weights:
+        """Our weights under the file's names."""
+        named = to_hub(weights, self.table)
+        if self.fused is not None:
+            named = fused.fuse(named, self.fused, self.order, config.sizes())
+        return self._turned(named)
+
+    def from_hub(self, weights: Weights, config: ModelConfig) -> tuple[Weights, list[str]]:
+        """The file's weights under our names, and the names that are left over."""
+        given = {self._whole(name): name for name in weights}
+        file = self._turned({whole: weights[name] for whole, name in given.items()})
+        if self.buffers is not None:
+            file = drop_buffers(file, self.buffers)
+        if config.tie_embeddings:
+            head = f"{self.table['head']}.weight"
+            file = drop_copies(file, f"{self.table['embedding']}.weight", (head,), "the embedding")
+        if self.fused is not None:
+            file = fused.split(file, self.fused, self.order, config.sizes())
+        found, left = from_hub(file, config, self.table)
+        return found, [given.get(name, name) for name in left]
+
+    def _whole(self, name: str) -> str:
+        for other, written in self.also.items():
+            if name.startswith(other):
+                name = written + name.removeprefix(other)
+        return with_prefix(name, self.prefix, self.table)
+
+    def _turned(self, weights: Weights) -> Weights:
+        turned = tuple(f"{module}.weight" for module in self.transposed)
+        return {name: each.T.contiguous() if name.endswith(turned) else each for name, each in weights.items()}
+
+
+def with_prefix(name: str, prefix: str, table: Table) -> str:
+    """A name as the model with its head has it, where it may be one of the bare model, which lacks the prefix."""
+    tops = {theirs.split(".", 1)[0] for theirs in table.values()}
+    return name if name.split(".", 1)[0] in tops else prefix + name
 
 
 def split_rows(weights: Weights, fused: str, parts: tuple[str, str]) -> Weights:

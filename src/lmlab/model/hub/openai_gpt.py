@@ -5,52 +5,53 @@ from __future__ import annotations
 from typing import Any
 
 from lmlab.model.config import ModelConfig
-from lmlab.model.hub.family import Names, SpecialTokens, common, differs, setting
+from lmlab.model.hub.family import SpecialTokens
+from lmlab.model.hub.fit import activation_in, activation_name, common, expect, setting, unlike
+from lmlab.model.hub.fused import parts
+from lmlab.model.hub.names import Names
 
 MODEL_TYPES = {"openai-gpt": "OpenAIGPTLMHeadModel"}
 
 # This family's files call the tanh form of GELU "gelu".
 _ACTIVATIONS = {"gelu": "gelu-tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
-_NAMES = {"gelu-tanh": "gelu", "relu": "relu", "silu": "silu"}
 
+_LAYER = "transformer.h.{}"
+TABLE = {
+    "embedding": "transformer.tokens_embed",
+    "position": "transformer.positions_embed",
+    "head": "lm_head",
+    "blocks.{}.attention.out": f"{_LAYER}.attn.c_proj",
+    "blocks.{}.attention_norm": f"{_LAYER}.ln_1",
+    "blocks.{}.feed_forward.up": f"{_LAYER}.mlp.c_fc",
+    "blocks.{}.feed_forward.down": f"{_LAYER}.mlp.c_proj",
+    "blocks.{}.feed_forward_norm": f"{_LAYER}.ln_2",
+    **parts(f"{_LAYER}.attn.c_attn"),
+}
 NAMES = Names(
-    top={
-        "embedding": "transformer.tokens_embed",
-        "position": "transformer.positions_embed",
-        "head.weight": "lm_head.weight",
-    },
-    block={
-        "attention.out": "attn.c_proj",
-        "attention_norm": "ln_1",
-        "feed_forward.up": "mlp.c_fc",
-        "feed_forward.down": "mlp.c_proj",
-        "feed_forward_norm": "ln_2",
-    },
-    base="transformer.",
-    blocks="h",
+    TABLE,
+    prefix="transformer.",
     fused="attn.c_attn",
-    transposed=frozenset({"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}),
-    buffers=(r"\.attn\.bias$", r"^transformer\.position_ids$"),
+    transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+    buffers=r"\.attn\.bias|\.position_ids",
 )
 weights_to_hub, weights_from_hub = NAMES.to_hub, NAMES.from_hub
 
 
 def misfit(config: ModelConfig) -> str | None:
     """Why GPT-1 files cannot hold a config, or None."""
-    return differs(
-        config,
-        frozenset({"eps", "tie_embeddings"}),
-        norm="layernorm",
-        norm_bias=True,
-        norm_placement="post",
-        final_norm=False,
-        activation=set(_NAMES),
-        d_ff=4 * config.d_model,
-        position="learned",
-        qkv_bias=True,
-        attention_out_bias=True,
-        feed_forward_bias=True,
-    )
+    fixed: dict[str, Any] = {
+        "norm": "layernorm",
+        "norm_bias": True,
+        "norm_placement": "post",
+        "final_norm": False,
+        "activation": set(_ACTIVATIONS.values()),
+        "d_ff": 4 * config.d_model,
+        "position": "learned",
+        "qkv_bias": True,
+        "attention_out_bias": True,
+        "feed_forward_bias": True,
+    }
+    return unlike(config, "openai-gpt", fixed, ("tie_embeddings",))
 
 
 def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
         "n_embd": config.d_model,
         "n_layer": config.layers,
         "n_head": config.heads,
-        "afn": _NAMES[config.activation],
+        "afn": activation_name(config.activation, _ACTIVATIONS),
         "layer_norm_epsilon": config.eps,
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
@@ -71,12 +72,11 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
 
 def from_hub(hub: dict[str, Any]) -> ModelConfig:
     """A config from `config.json`. Raises ValueError for an activation that this model has not."""
-    activation = hub.get("afn") or "gelu"
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"afn is {activation}; expected one of {', '.join(_ACTIVATIONS)}")
+    d_model = setting(hub, "n_embd", "hidden_size")
+    expect(hub, n_inner=4 * d_model)
     return ModelConfig(
         layers=setting(hub, "n_layer", "num_hidden_layers"),
-        d_model=setting(hub, "n_embd", "hidden_size"),
+        d_model=d_model,
         heads=setting(hub, "n_head", "num_attention_heads"),
         vocab_size=hub["vocab_size"],
         context_length=setting(hub, "n_positions", "n_ctx", "max_position_embeddings"),
@@ -84,7 +84,7 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
         norm_bias=True,
         norm_placement="post",
         eps=setting(hub, "layer_norm_epsilon", default=1e-5),
-        activation=_ACTIVATIONS[activation],  # pyrefly: ignore
+        activation=activation_in(hub, "afn", "gelu", _ACTIVATIONS),
         position="learned",
         bias=True,
         tie_embeddings=hub.get("tie_word_embeddings", True),

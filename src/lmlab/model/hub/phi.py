@@ -6,66 +6,56 @@ from __future__ import annotations
 from typing import Any
 
 from lmlab.model.config import ModelConfig
-from lmlab.model.hub.family import (
-    ACTIVATION_NAMES,
-    Names,
-    SpecialTokens,
-    activation_of,
-    common,
-    differs,
-    expect,
-    rotation,
-    rotation_to_hub,
-    setting,
-)
+from lmlab.model.hub.family import SpecialTokens
+from lmlab.model.hub.fit import PLAIN, PLAIN_OF, activation_in, activation_name, common, expect, setting, unlike
+from lmlab.model.hub.names import Names
+from lmlab.model.hub.rotation import rope_from_hub, rope_to_hub
 
 MODEL_TYPES = {"phi": "PhiForCausalLM"}
 
+_LAYER = "model.layers.{}"
+TABLE = {
+    "embedding": "model.embed_tokens",
+    "final_norm": "model.final_layernorm",
+    "head_bias": "lm_head.bias",
+    "head": "lm_head",
+    "blocks.{}.attention_norm": f"{_LAYER}.input_layernorm",
+    "blocks.{}.attention.q": f"{_LAYER}.self_attn.q_proj",
+    "blocks.{}.attention.k": f"{_LAYER}.self_attn.k_proj",
+    "blocks.{}.attention.v": f"{_LAYER}.self_attn.v_proj",
+    "blocks.{}.attention.out": f"{_LAYER}.self_attn.dense",
+    "blocks.{}.feed_forward.up": f"{_LAYER}.mlp.fc1",
+    "blocks.{}.feed_forward.down": f"{_LAYER}.mlp.fc2",
+}
 NAMES = Names(
-    top={
-        "embedding": "model.embed_tokens",
-        "final_norm": "model.final_layernorm",
-        "head.weight": "lm_head.weight",
-        "head_bias": "lm_head.bias",
-    },
-    block={
-        "attention_norm": "input_layernorm",
-        "attention.q": "self_attn.q_proj",
-        "attention.k": "self_attn.k_proj",
-        "attention.v": "self_attn.v_proj",
-        "attention.out": "self_attn.dense",
-        "feed_forward.up": "mlp.fc1",
-        "feed_forward.down": "mlp.fc2",
-    },
-    base="model.",
-    blocks="layers",
-    buffers=(r"rotary_emb\.inv_freq$",),
+    TABLE,
+    prefix="model.",
+    buffers=r"rotary_emb\.inv_freq",
 )
 weights_to_hub, weights_from_hub = NAMES.to_hub, NAMES.from_hub
 
 
 def misfit(config: ModelConfig) -> str | None:
     """Why Phi files cannot hold a config, or None."""
-    return differs(
-        config,
-        frozenset({"kv_heads", "d_ff", "eps", "tie_embeddings", "rope_theta", "rope_fraction"}),
-        norm="layernorm",
-        norm_bias=True,
-        norm_placement="parallel",
-        activation=set(ACTIVATION_NAMES),
-        position="rope",
-        qkv_bias=True,
-        attention_out_bias=True,
-        feed_forward_bias=True,
-        head_bias=True,
-    )
+    fixed: dict[str, Any] = {
+        "norm": "layernorm",
+        "norm_bias": True,
+        "norm_placement": "parallel",
+        "activation": PLAIN,
+        "position": "rope",
+        "qkv_bias": True,
+        "attention_out_bias": True,
+        "feed_forward_bias": True,
+        "head_bias": True,
+    }
+    return unlike(config, "phi", fixed, ("kv_heads", "rope_fraction", "rope_scaling", "rope_theta", "tie_embeddings"))
 
 
 def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
     """The `config.json` of a config."""
     return (
         common(config, "phi", MODEL_TYPES["phi"], special)
-        | rotation_to_hub(config)
+        | rope_to_hub(config, default=0.5)
         | {
             "hidden_size": config.d_model,
             "num_hidden_layers": config.layers,
@@ -73,7 +63,7 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
             "num_key_value_heads": config.sizes().kv_heads,
             "intermediate_size": config.sizes().d_ff,
             "max_position_embeddings": config.context_length,
-            "hidden_act": ACTIVATION_NAMES[config.activation],
+            "hidden_act": activation_name(config.activation, PLAIN_OF),
             "layer_norm_eps": config.eps,
             "qk_layernorm": False,
             "resid_pdrop": config.dropout,
@@ -88,7 +78,7 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
     d_model, heads = hub["hidden_size"], hub["num_attention_heads"]
     expect(hub, qk_layernorm=False, head_dim=d_model // heads)
     return ModelConfig(
-        **rotation(hub, 0.5),
+        **rope_from_hub(hub, fraction=0.5),
         layers=hub["num_hidden_layers"],
         d_model=d_model,
         heads=heads,
@@ -100,7 +90,7 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
         norm_bias=True,
         norm_placement="parallel",
         eps=setting(hub, "layer_norm_eps", default=1e-5),
-        activation=activation_of(hub, "hidden_act", "gelu_new"),
+        activation=activation_in(hub, "hidden_act", "gelu_new"),
         bias=True,
         head_bias=True,
         tie_embeddings=hub.get("tie_word_embeddings", False),

@@ -22,8 +22,9 @@ _OF_KIND: dict[str, frozenset[str]] = {
 }
 
 
-def rope_from_hub(hub: dict[str, Any], theta: float = 10000.0, fraction: float = 1.0) -> dict[str, Any]:
-    """rope_theta, rope_fraction and rope_scaling for a `ModelConfig`; `theta` and `fraction` are the family's defaults.
+def rope_from_hub(hub: dict[str, Any], theta: float = 10000.0, fraction: float | None = None) -> dict[str, Any]:
+    """rope_theta, rope_fraction and rope_scaling for a `ModelConfig`; `theta` and `fraction` are the family's defaults,
+    `fraction` None where it rotates whole heads.
 
     A dynamic scaling changes nothing up to max_position_embeddings, which is this model's context: it is read as none.
     Raises ValueError for a kind or a setting that this model has not.
@@ -37,7 +38,9 @@ def rope_from_hub(hub: dict[str, Any], theta: float = 10000.0, fraction: float =
     strange = [n for n, value in rope.items() if value is not None and n not in _COMMON | _OF_KIND[kind]]
     if strange:
         raise ValueError(f"rope_type '{kind}' with {', '.join(sorted(strange))} is not supported")
-    share = rope.get("partial_rotary_factor") or hub.get("partial_rotary_factor") or fraction
+    share = rope.get("partial_rotary_factor") or hub.get("partial_rotary_factor") or fraction or 1.0
+    if fraction is None and share != 1.0:
+        raise ValueError(f"partial_rotary_factor {share} is not supported in a {hub['model_type']} file")
     found: dict[str, Any] = {"rope_theta": float(rope.get("rope_theta") or hub.get("rope_theta") or theta)}
     if share != 1.0:
         found["rope_fraction"] = share
@@ -64,8 +67,17 @@ def _scaling(kind: str, rope: dict[str, Any], hub: dict[str, Any]) -> RopeScalin
     return RopeScaling(kind=kind, original_context=original, **given)  # type: ignore[arg-type]
 
 
-def rope_to_hub(config: ModelConfig) -> dict[str, Any]:
-    """The rotation in both spellings. A stretched base (ntk) is written as the base that it comes to."""
+def refuse_scaling(hub: dict[str, Any]) -> None:
+    """Raise ValueError where a `config.json` stretches the rotation."""
+    rope = hub.get("rope_scaling") or hub.get("rope_parameters") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind != "default":
+        raise ValueError(f"rope_type is {kind}; this family is read with 'default' only")
+
+
+def rope_to_hub(config: ModelConfig, default: float = 1.0) -> dict[str, Any]:
+    """The rotation in both spellings; its share of a head is named where it, or the family's `default`, is not 1. A
+    stretched base (ntk) is written as the base that it comes to."""
     scaling, theta = config.rope_scaling, config.rope_theta
     if scaling is not None and scaling.kind == "ntk":
         dim = config.rotary_dim
@@ -80,7 +92,7 @@ def rope_to_hub(config: ModelConfig) -> dict[str, Any]:
         settings |= {name: getattr(scaling, name) for name in of_kind.get(scaling.kind, ())}
         if scaling.kind == "yarn" and scaling.attention_factor is not None:
             settings["attention_factor"] = scaling.attention_factor
-    partial = {} if config.rope_fraction == 1.0 else {"partial_rotary_factor": config.rope_fraction}
+    partial = {} if config.rope_fraction == default == 1.0 else {"partial_rotary_factor": config.rope_fraction}
     return {
         "rope_theta": theta,
         "rope_scaling": None if scaling is None else settings,

@@ -5,40 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 from lmlab.model.config import ModelConfig
-from lmlab.model.hub.family import (
-    ACTIVATION_NAMES,
-    Names,
-    SpecialTokens,
-    activation_of,
-    common,
-    differs,
-    expect,
-    rotation,
-    rotation_to_hub,
-    setting,
-)
+from lmlab.model.hub.family import SpecialTokens
+from lmlab.model.hub.fit import PLAIN, PLAIN_OF, activation_in, activation_name, common, expect, setting, unlike
+from lmlab.model.hub.names import Names
+from lmlab.model.hub.rotation import refuse_scaling, rope_from_hub, rope_to_hub
 
 MODEL_TYPES = {"starcoder2": "Starcoder2ForCausalLM"}
 
+_LAYER = "model.layers.{}"
+TABLE = {
+    "embedding": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+    "blocks.{}.attention_norm": f"{_LAYER}.input_layernorm",
+    "blocks.{}.attention.q": f"{_LAYER}.self_attn.q_proj",
+    "blocks.{}.attention.k": f"{_LAYER}.self_attn.k_proj",
+    "blocks.{}.attention.v": f"{_LAYER}.self_attn.v_proj",
+    "blocks.{}.attention.out": f"{_LAYER}.self_attn.o_proj",
+    "blocks.{}.feed_forward_norm": f"{_LAYER}.post_attention_layernorm",
+    "blocks.{}.feed_forward.up": f"{_LAYER}.mlp.c_fc",
+    "blocks.{}.feed_forward.down": f"{_LAYER}.mlp.c_proj",
+}
 NAMES = Names(
-    top={
-        "embedding": "model.embed_tokens",
-        "final_norm": "model.norm",
-        "head.weight": "lm_head.weight",
-    },
-    block={
-        "attention_norm": "input_layernorm",
-        "attention.q": "self_attn.q_proj",
-        "attention.k": "self_attn.k_proj",
-        "attention.v": "self_attn.v_proj",
-        "attention.out": "self_attn.o_proj",
-        "feed_forward_norm": "post_attention_layernorm",
-        "feed_forward.up": "mlp.c_fc",
-        "feed_forward.down": "mlp.c_proj",
-    },
-    base="model.",
-    blocks="layers",
-    buffers=(r"rotary_emb\.inv_freq$",),
+    TABLE,
+    prefix="model.",
+    buffers=r"rotary_emb\.inv_freq",
 )
 weights_to_hub, weights_from_hub = NAMES.to_hub, NAMES.from_hub
 
@@ -49,24 +40,23 @@ def misfit(config: ModelConfig) -> str | None:
     if len(patterns) > 1 or next(iter(patterns)).kind not in ("full", "local"):
         return f"attention is {config.attention}, these files have full or local(W) in every layer"
     bias = config.has_bias("qkv")
-    return differs(
-        config,
-        frozenset({"kv_heads", "d_ff", "eps", "tie_embeddings", "rope_theta", "attention", "qkv_bias"}),
-        norm="layernorm",
-        norm_bias=True,
-        activation=set(ACTIVATION_NAMES),
-        position="rope",
-        attention_out_bias=bias,
-        feed_forward_bias=bias,
-    )
+    fixed: dict[str, Any] = {
+        "norm": "layernorm",
+        "norm_bias": True,
+        "activation": PLAIN,
+        "position": "rope",
+        "attention_out_bias": bias,
+        "feed_forward_bias": bias,
+    }
+    return unlike(config, "starcoder2", fixed, ("attention", "kv_heads", "qkv_bias", "rope_theta", "tie_embeddings"))
 
 
 def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
     """The `config.json` of a config."""
-    pattern, rope = config.pattern(0), rotation_to_hub(config)
+    pattern = config.pattern(0)
     return (
         common(config, "starcoder2", MODEL_TYPES["starcoder2"], special)
-        | rope
+        | rope_to_hub(config)
         | {
             "hidden_size": config.d_model,
             "num_hidden_layers": config.layers,
@@ -74,7 +64,7 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
             "num_key_value_heads": config.sizes().kv_heads,
             "intermediate_size": config.sizes().d_ff,
             "max_position_embeddings": config.context_length,
-            "hidden_act": ACTIVATION_NAMES[config.activation],
+            "hidden_act": activation_name(config.activation, PLAIN_OF),
             "norm_epsilon": config.eps,
             "sliding_window": None if pattern.is_full else pattern.numbers[0],
             "use_bias": config.has_bias("qkv"),
@@ -88,10 +78,11 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
 def from_hub(hub: dict[str, Any]) -> ModelConfig:
     """A config from `config.json`. Raises ValueError where it asks for a part that this model has not."""
     d_model, heads = hub["hidden_size"], hub["num_attention_heads"]
-    expect(hub, head_dim=d_model // heads, partial_rotary_factor=1.0)
+    expect(hub, head_dim=d_model // heads, mlp_type="default", norm_type="layer_norm")
+    refuse_scaling(hub)
     window = hub.get("sliding_window")
     return ModelConfig(
-        **rotation(hub),
+        **rope_from_hub(hub),
         layers=hub["num_hidden_layers"],
         d_model=d_model,
         heads=heads,
@@ -102,7 +93,7 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
         norm="layernorm",
         norm_bias=True,
         eps=setting(hub, "norm_epsilon", default=1e-5),
-        activation=activation_of(hub, "hidden_act", "gelu_pytorch_tanh"),
+        activation=activation_in(hub, "hidden_act", "gelu_pytorch_tanh"),
         attention="full" if window is None else f"local({window})",
         bias=hub.get("use_bias", True),
         tie_embeddings=hub.get("tie_word_embeddings", True),

@@ -14,7 +14,7 @@ from torch import Tensor
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import names
 from lmlab.model.hub.family import SpecialTokens
-from lmlab.model.hub.fit import Settings, activation_name, activation_of, refuse, unlike
+from lmlab.model.hub.fit import Settings, activation_name, activation_of, common, refuse, unlike
 from lmlab.model.settings import GATED
 
 MODEL_TYPES = {"t5": "T5ForConditionalGeneration"}
@@ -91,10 +91,7 @@ def misfit(config: ModelConfig) -> str | None:
 def shape_to_hub(config: ModelConfig, special: SpecialTokens, kind: str, architecture: str) -> dict[str, Any]:
     """What the `config.json` of a T5 and of a model made from it hold."""
     start = special.pad_id if special.decoder_start_id is None else special.decoder_start_id
-    return {
-        "architectures": [architecture],
-        "model_type": kind,
-        "vocab_size": config.vocab_size,
+    return common(config, kind, architecture, special) | {
         "n_positions": config.context_length,
         "d_model": config.d_model,
         "d_kv": config.sizes().head_dim,
@@ -108,13 +105,7 @@ def shape_to_hub(config: ModelConfig, special: SpecialTokens, kind: str, archite
         "layer_norm_epsilon": config.eps,
         "initializer_factor": 1.0,
         "is_encoder_decoder": True,
-        "tie_word_embeddings": config.tie_embeddings,
-        "use_cache": True,
-        "eos_token_id": special.eos_id,
-        "pad_token_id": special.pad_id,
         "decoder_start_token_id": start,
-        "dtype": "float32",
-        "torch_dtype": "float32",
     }
 
 

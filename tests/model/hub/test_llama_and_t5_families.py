@@ -1,4 +1,4 @@
-"""Decoders of the Llama line: transformers' own models, here and back."""
+"""Families of the Llama line, T5 and BART: random tiny models of transformers' own classes, there and back (harness.py)."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from harness_b import VOCABULARY, lively, there_and_back  # noqa: E402
-
-from lmlab.model.hub import bart, gemma, glm, llama, mixtral, olmo2, switch_transformers, t5  # noqa: E402
+from harness import VOCABULARY, check_family  # noqa: E402
 
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -24,19 +22,17 @@ SHAPE = {
     "attn_implementation": "eager",
 }
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
-DECODERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "llama": (llama, "Llama", {}),
-    "llama tied, one key head": (llama, "Llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
-    "llama biased": (llama, "Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12}),
-    "llama gelu": (llama, "Llama", {"hidden_act": "gelu_pytorch_tanh"}),
-    "llama linear": (llama, "Llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}}),
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama tied, one key head": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+    "llama biased": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 12}),
+    "llama gelu": ("Llama", {"hidden_act": "gelu_pytorch_tanh"}),
+    "llama linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}}),
     "llama dynamic": (
-        llama,
         "Llama",
         {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500.0}},
     ),
     "llama yarn": (
-        llama,
         "Llama",
         {
             "rope_parameters": {
@@ -48,16 +44,14 @@ DECODERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
         },
     ),
     "llama3": (
-        llama,
         "Llama",
         {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "rope_theta": 500.0, **LLAMA3}},
     ),
-    "mistral": (llama, "Mistral", {"sliding_window": 5, "head_dim": 10}),
-    "qwen2": (llama, "Qwen2", {"tie_word_embeddings": True}),
-    "qwen2 windows": (llama, "Qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
-    "qwen3": (llama, "Qwen3", {"head_dim": 12, "attention_bias": True}),
+    "mistral": ("Mistral", {"sliding_window": 5, "head_dim": 10}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2 windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 12, "attention_bias": True}),
     "qwen3 windows": (
-        llama,
         "Qwen3",
         {
             "head_dim": 12,
@@ -66,11 +60,10 @@ DECODERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
-    "mixtral": (mixtral, "Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
-    "mixtral window": (mixtral, "Mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 6}),
-    "gemma": (gemma, "Gemma", {"head_dim": 12, "num_key_value_heads": 1}),
+    "mixtral": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "mixtral window": ("Mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 6}),
+    "gemma": ("Gemma", {"head_dim": 12, "num_key_value_heads": 1}),
     "gemma2": (
-        gemma,
         "Gemma2",
         {
             "head_dim": 12,
@@ -80,19 +73,19 @@ DECODERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
             "final_logit_softcapping": 3.0,
         },
     ),
-    "olmo2": (olmo2, "Olmo2", {}),
-    "olmo2 biased": (olmo2, "Olmo2", {"attention_bias": True, "tie_word_embeddings": True}),
-    "glm": (glm, "Glm", {"head_dim": 16}),
-    "glm without biases": (glm, "Glm", {"head_dim": 8, "attention_bias": False, "partial_rotary_factor": 0.25}),
+    "olmo2": ("Olmo2", {}),
+    "olmo2 biased": ("Olmo2", {"attention_bias": True, "tie_word_embeddings": True}),
+    "glm": ("Glm", {"head_dim": 16}),
+    "glm without biases": ("Glm", {"head_dim": 8, "attention_bias": False, "partial_rotary_factor": 0.25}),
 }
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_decoder_there_and_back(name: str, tmp_path: Path) -> None:
-    module, family, settings = DECODERS[name]
+    family, settings = DECODERS[name]
     config = getattr(transformers, f"{family}Config")(**SHAPE | settings)
-    theirs = lively(getattr(transformers, f"{family}ForCausalLM")(config))
-    there_and_back(module, theirs, tmp_path)
+    made = getattr(transformers, f"{family}ForCausalLM")
+    check_family(lambda: made(config), tmp_path)
 
 
 T5 = {
@@ -130,28 +123,26 @@ SWITCH = {name: value for name, value in T5.items() if name not in ("num_layers"
     "num_sparse_decoder_layers": 1,
     "num_experts": 3,
 }
-ENCODER_DECODERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "t5": (t5, "T5", T5),
-    "t5 gelu": (t5, "T5", T5 | {"feed_forward_proj": "gelu_new", "num_decoder_layers": 1}),
-    "t5 v1.1": (t5, "T5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
-    "switch": (switch_transformers, "SwitchTransformers", SWITCH),
-    "switch, tokens dropped": (switch_transformers, "SwitchTransformers", SWITCH | {"expert_capacity": 3}),
+ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": ("T5", T5),
+    "t5 gelu": ("T5", T5 | {"feed_forward_proj": "gelu_new", "num_decoder_layers": 1}),
+    "t5 v1.1": ("T5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "switch": ("SwitchTransformers", SWITCH),
+    "switch, tokens dropped": ("SwitchTransformers", SWITCH | {"expert_capacity": 3}),
     "switch, experts everywhere": (
-        switch_transformers,
         "SwitchTransformers",
         SWITCH | {"num_sparse_encoder_layers": 4, "num_sparse_decoder_layers": 3, "expert_capacity": 4},
     ),
-    "bart": (bart, "Bart", BART),
-    "bart scaled": (bart, "Bart", BART | {"scale_embedding": True, "activation_function": "relu"}),
+    "bart": ("Bart", BART),
+    "bart scaled": ("Bart", BART | {"scale_embedding": True, "activation_function": "relu"}),
 }
 
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_an_encoder_decoder_there_and_back(name: str, tmp_path: Path) -> None:
-    module, family, settings = ENCODER_DECODERS[name]
-    theirs = getattr(transformers, f"{family}ForConditionalGeneration")(
-        getattr(transformers, f"{family}Config")(**settings)
-    )
+    family, settings = ENCODER_DECODERS[name]
+    config = getattr(transformers, f"{family}Config")(**settings)
+    theirs = getattr(transformers, f"{family}ForConditionalGeneration")(config)
     if name == "t5 v1.1":
         theirs.lm_head.weight = torch.nn.Parameter(torch.zeros(VOCABULARY, 32))
-    there_and_back(module, lively(theirs), tmp_path)
+    check_family(lambda: theirs, tmp_path)

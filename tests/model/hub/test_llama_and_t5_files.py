@@ -16,8 +16,8 @@ from lmlab.model.transformer import Transformer
 
 transformers = pytest.importorskip("transformers")
 
-from harness_b import SPECIAL, VOCABULARY, lively  # noqa: E402
-from test_families_b import BART, SHAPE, SWITCH, T5  # noqa: E402
+from harness import SPECIAL, VOCABULARY, liven  # noqa: E402
+from test_llama_and_t5_families import BART, SHAPE, SWITCH, T5  # noqa: E402
 
 LLAMA = {"model_type": "llama", "tie_word_embeddings": True} | {k: v for k, v in SHAPE.items() if "attn" not in k}
 
@@ -145,7 +145,7 @@ def test_presets_find_their_family() -> None:
 
 
 def saved(theirs: Any, folder: Path, **options: Any) -> dict[str, torch.Tensor]:
-    lively(theirs).save_pretrained(folder, **options)
+    liven(theirs).save_pretrained(folder, **options)
     return load_file(folder / "model.safetensors")
 
 
