@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmlab.errors import Refused
@@ -93,6 +93,7 @@ def plain_beams(model: Transformer, prompt: list[int], beam: Beam) -> list[tuple
     penalty=st.sampled_from([-0.5, 0.0, 0.7, 1.0, 2.0]),
     early=st.booleans(),
 )
+@example(prompt=[2, 3, 3, 3], beams=2, penalty=-0.5, early=True)  # the last of `beams` ends with the last token allowed
 def test_beams_are_the_definition_s(
     model: Transformer, prompt: list[int], beams: int, penalty: float, early: bool
 ) -> None:

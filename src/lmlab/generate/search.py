@@ -99,19 +99,25 @@ def beam_search(decoder: AnyDecoder, request: Request, beam: Beam) -> list[Found
             logprobs = (*alive[parent].logprobs, float(logprobs_BV[parent, token]))
             score = total / length**beam.length_penalty
             made = Found((*alive[parent].ids, token), logprobs, stopped, score)
-            if stopped or length == request.limit:
+            if stopped:
                 ended.append(made)
             else:
                 going.append(made)
                 parents.append(parent)
-        ended = sorted(ended, key=lambda each: -each.score)[: beam.beams]
-        if not going or _is_settled(going, ended, beam, length, request.limit):
+        ended = _best(ended, beam.beams)
+        if length == request.limit and not (beam.early_stopping and len(ended) == beam.beams):
+            ended = _best([*ended, *going], beam.beams)
+        if not going or length == request.limit or _is_settled(going, ended, beam, length, request.limit):
             break
         alive = going
         place = len(request.prompt) + length - 1
         cache.choose_rows(parents, place)
         hidden_BD = decoder.decode([each.ids[-1] for each in alive], [place] * len(alive), cache)
     return ended[: beam.n_best]
+
+
+def _best(found: Sequence[Found], count: int) -> list[Found]:
+    return sorted(found, key=lambda each: -each.score)[:count]
 
 
 def _is_settled(going: Sequence[Found], ended: Sequence[Found], beam: Beam, length: int, limit: int) -> bool:
