@@ -121,6 +121,19 @@ def test_generation_with_a_cache_in_a_batch_is_the_model_s_without(
         assert alone == answer  # to the last bit, whoever shares the batch
 
 
+@pytest.mark.parametrize("position", CHOICES["position"])
+@pytest.mark.parametrize("attention", ["full", "local(3)", "strided(4)", "fixed(5, 2)"])
+def test_every_position_with_every_pattern(position: str, attention: str) -> None:
+    shape = {"layers": 2, "d_model": 16, "heads": 2, "vocab_size": VOCABULARY, "context_length": CONTEXT}
+    model = shaken(ModelConfig(**shape, position=position, attention=attention), 0)
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [8]]
+    for prompt, answer in zip(prompts, Engine(model).generate(prompts, Sampling(8))):
+        logprobs = logits_of(model, prompt, answer.ids[:-1]).log_softmax(-1)
+        assert logprobs.argmax(-1).tolist() == answer.ids
+        wanted = [float(row[token]) for row, token in zip(logprobs, answer.ids)]
+        assert answer.logprobs == pytest.approx(wanted, abs=1e-4)
+
+
 @settings(max_examples=60, deadline=None)
 @given(config=configs(), shared=prompts_of, seed=st.integers(0, 99), data=st.data())
 def test_scores_are_the_model_s(config: ModelConfig, shared: list[list[int]], seed: int, data: st.DataObject) -> None:
