@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +36,7 @@ def finite(logprob: float) -> float:
     return logprob if math.isfinite(logprob) else LEAST_LOGPROB
 
 
-class Body:
+class Body(ABC):
     """What the answers of one request have in common."""
 
     prefix = ""
@@ -72,19 +73,19 @@ class Body:
         """The chunk that opens a choice, where the kind has one."""
         return None
 
+    @abstractmethod
     def closing(self, index: int, reason: str) -> dict[str, Any]:
         """The chunk that ends a choice."""
-        raise NotImplementedError
 
     def counts(self, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
         """The chunk without choices that holds the counts."""
         return self._envelope(self.chunk_object, []) | {"usage": usage(prompt_tokens, completion_tokens)}
 
-    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _choice(self, index: int, answer: Answer) -> dict[str, Any]: ...
 
-    def _delta(self, index: int, text: str, scores: Sequence[TokenScore], start: int) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _delta(self, index: int, text: str, scores: Sequence[TokenScore], start: int) -> dict[str, Any]: ...
 
 
 class ChatBody(Body):
