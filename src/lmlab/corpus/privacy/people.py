@@ -72,7 +72,7 @@ _LABELS = {"PERSON": "name", "PER": "name", "LOC": "address", "FAC": "address", 
 
 def _spacy(model: str) -> Recogniser:
     try:
-        import spacy
+        import spacy  # pyrefly: ignore[missing-import]
     except ImportError:
         raise Refused("redact.recogniser: spacy:MODEL needs the package spacy and a model of it") from None
     try:
