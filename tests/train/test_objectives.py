@@ -40,7 +40,7 @@ def shard(tmp_path_factory) -> Shard:
 def source_of(shard: Shard, name: str, architecture, **changed) -> ExampleWindows:
     encoder = architecture == "encoder-decoder"
     layout = Layout(architecture, CONTEXT, CONTEXT if encoder else 0, PAD, PAD)
-    settings = {"rows": 8, "micro_batches": 2, "seed": 3, "separate": True} | changed
+    settings = {"batches": 8, "micro_batches": 2, "seed": 3, "separate": True} | changed
     length = largest_text(TASKS[name], CONTEXT, encoder)
     return ExampleWindows(shard, TASKS[name], layout, length, **settings)
 

@@ -66,7 +66,7 @@ def test_by_hand() -> None:
 def test_a_linear_ramp_rises_to_the_full_size_and_counts_what_came_before(
     full: int, length: int, start: int, over: float, increment: int, steps: int
 ) -> None:
-    batches = Batches(full, length, steps, RampConfig(start_tokens=start, over_tokens=over, increment_rows=increment))
+    batches = Batches(full, length, RampConfig(start_tokens=start, over_tokens=over, increment_rows=increment))
     rows = [batches.rows(step) for step in range(steps)]
     assert rows == sorted(rows) and rows[0] == min(full, max(1, start // length)) and rows[-1] <= full
     assert [batches.before(step) for step in range(steps)] == [sum(rows[:step]) for step in range(steps)]
@@ -76,7 +76,7 @@ def test_a_linear_ramp_rises_to_the_full_size_and_counts_what_came_before(
 
 def test_gpt3s_ramp_is_linear_in_tokens() -> None:
     """32K to 3.2M tokens over the first 12 billion: halfway there, half the size."""
-    batches = Batches(1600, 2048, 100_000, RampConfig(start_tokens=32_768, over_tokens=12e9))
+    batches = Batches(1600, 2048, RampConfig(start_tokens=32_768, over_tokens=12e9))
     halfway = next(step for step in range(100_000) if batches.tokens_before(step) >= 6e9)
     assert batches.rows(halfway) == pytest.approx((16 + 1600) / 2, rel=0.01)
     full = next(step for step in range(100_000) if batches.rows(step) == 1600)
@@ -85,7 +85,7 @@ def test_gpt3s_ramp_is_linear_in_tokens() -> None:
 
 def test_palms_stages_and_the_rates_answer() -> None:
     stages = ((0, 1 << 20), (50_000, 1 << 21), (115_000, 1 << 22))
-    batches = Batches(2048, 2048, 255_000, RampConfig(stages=stages, learning_rate="sqrt"))
+    batches = Batches(2048, 2048, RampConfig(stages=stages, learning_rate="sqrt"))
     assert [batches.rows(step) for step in (0, 49_999, 50_000, 115_000)] == [512, 512, 1024, 2048]
     assert batches.tokens_before(115_000) == 50_000 * (1 << 20) + 65_000 * (1 << 21)
     assert batches.share(0) == pytest.approx(0.5) and batches.share(120_000) == 1.0

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from lmlab.config import Config
@@ -48,8 +49,8 @@ class RampConfig(Config):
 class Batches:
     """How many sequences each optimizer step has, and how many came before it: a pure function of the step."""
 
-    def __init__(self, rows: int, length: int, steps: int, ramp: RampConfig | None = None) -> None:
-        self.full, self.length, self.steps, self.ramp = rows, length, steps, ramp
+    def __init__(self, rows: int, length: int, ramp: RampConfig | None = None) -> None:
+        self.full, self.length, self.ramp = rows, length, ramp
 
     @cached_property
     def _phases(self) -> list[tuple[int, int, int]]:
@@ -70,6 +71,10 @@ class Batches:
         """Sequences of all steps before this one."""
         first, before, rows = self._phase(step)
         return before + rows * (step - first)
+
+    def numbers(self, step: int) -> np.ndarray:
+        """The numbers of this step's sequences, counted through the run."""
+        return self.before(step) + np.arange(self.rows(step))
 
     def tokens_before(self, step: int) -> int:
         return self.before(step) * self.length
