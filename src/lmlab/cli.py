@@ -6,6 +6,7 @@ while working, 2 refused before starting.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -338,6 +339,28 @@ def report(place: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json 
 
     page, data = write_report(place)
     _show(json.loads(data.read_text(encoding="utf-8")), as_json, f"{page}\n{data}")
+
+
+@app.command()
+def watch(
+    place: Annotated[Path, typer.Argument(metavar="RUN")],
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes any free one.")] = 8001,
+    once: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page as it is now, and end.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Follow a run in the browser: loss, rate, gradient norm, speed, spikes, samples."""
+    from lmlab.report.live.server import page, snapshot
+    from lmlab.report.live.server import watch as follow
+    from lmlab.run import write_atomic
+
+    if as_json:
+        _show(snapshot(place), True, "")
+    elif once is not None:
+        write_atomic(once, page(snapshot(place)))
+        typer.echo(f"page: {once}")
+    else:
+        with contextlib.suppress(KeyboardInterrupt):
+            follow(place, port, on_ready=lambda address: typer.echo(f"watching {place} at {address} (Ctrl-C ends)"))
 
 
 @app.command()
