@@ -125,7 +125,7 @@ class Shard:
         write_json(self.rejected.with_suffix(".json"), counts)
         temporary.replace(self.rejected)
 
-    def _items(self) -> Iterator[Record | Reject]:
+    def _items(self) -> Iterator[Record | Reject | Passed]:
         for file in self.files:
             yield from readers.read(file, self.source, limits(self.config, self.rejected.parent))
 

@@ -47,10 +47,10 @@ def unwritten(path: str, text: str) -> str | None:
     return None
 
 
-PERMISSIVE = frozenset("""
-    mit mit-0 apache-2.0 bsd-2-clause bsd-3-clause isc unlicense cc0-1.0 0bsd zlib bsl-1.0 python-2.0 psf-2.0 ncsa
-    postgresql blueoak-1.0.0 wtfpl upl-1.0
-""".split())  # noqa: SIM905 (a list of words reads better so)
+PERMISSIVE = frozenset([
+    "mit", "mit-0", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "isc", "unlicense", "cc0-1.0", "0bsd", "zlib", "bsl-1.0",
+    "python-2.0", "psf-2.0", "ncsa", "postgresql", "blueoak-1.0.0", "wtfpl", "upl-1.0",
+])  # fmt: skip
 _SPDX = re.compile(r"SPDX-License-Identifier:\s*([^\n*]+)")
 # What tells a licence's text from the others', in order: the first that fits is the one.
 _TEXTS: tuple[tuple[str, str], ...] = (
@@ -66,7 +66,10 @@ _TEXTS: tuple[tuple[str, str], ...] = (
     ("unlicense", r"This is free and unencumbered software released into the public domain"),
     ("bsl-1.0", r"Boost Software License\s*-?\s*Version 1\.0"),
     ("mit", r"Permission is hereby granted, free of charge, to any person obtaining a copy"),
-    ("isc", r"Permission to use, copy, modify, and(/or)? distribute this software for any\s+purpose with or without fee"),
+    (
+        "isc",
+        r"Permission to use, copy, modify, and(/or)? distribute this software for any\s+purpose with or without fee",
+    ),
     ("bsd-3-clause", r"Redistribution and use in source and binary forms(?s:.*)Neither the name"),
     ("bsd-2-clause", r"Redistribution and use in source and binary forms"),
     ("python-2.0", r"PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2"),

@@ -34,11 +34,11 @@ class Code(Config):
     """Field or column with the file's name: rows are files of code then, each of the language that its name tells."""
     license_field: str = ""
     """Field or column with the licence, or with a list of licences, all of which must be allowed."""
-    licenses: list[str] = []
+    licenses: list[str] = Field(default_factory=list)
     """Keep only code under these licences (SPDX identifiers; `permissive` stands for the usual permissive ones); a file
     whose licence is not known is set aside. In a tree the licence is the SPDX line at the top of the file, or the
     LICENSE or COPYING file that is nearest above it. Empty: all."""
-    languages: list[str] = []
+    languages: list[str] = Field(default_factory=list)
     """Keep only these languages (`python`, `c++`, ...). Empty: all."""
     generated: Literal["auto", "keep", "drop"] = "auto"
     """Generated and minified files: set aside, or kept. auto: set aside, but for Python's own library."""
@@ -106,7 +106,7 @@ class SourceConfig(Config):
     """The field (JSON Lines) or column (Parquet) that holds the text."""
     source_field: str = ""
     """A field or column, such as `meta.pile_set_name`, whose value becomes the document's source instead of `name`."""
-    meta_fields: list[str] = []
+    meta_fields: list[str] = Field(default_factory=list)
     """Fields or columns to keep in the document's `meta`, such as `url`."""
     extract: Literal["whole", "code", "docstrings"] = "whole"
     """For Python files: everything, the code without its docstrings, or the docstrings with what they describe."""
@@ -114,7 +114,7 @@ class SourceConfig(Config):
     """Which quality rules apply; `auto` goes by each file's name."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many documents, the first in order."""
-    namespaces: list[int] = [0]
+    namespaces: list[int] = Field(default_factory=lambda: [0])
     """Of a wiki: the namespaces that are read (0: articles)."""
     web: Web = Web()
     code: Code = Code()

@@ -5,8 +5,8 @@ passed over because it is no document. `formats.py` says which reader a file's n
 """
 
 from lmlab.corpus.readers import hub
-from lmlab.corpus.readers.dispatch import read, units
+from lmlab.corpus.readers.dispatch import link_files, read, units
 from lmlab.corpus.readers.listing import File, Listing, listing
 from lmlab.corpus.readers.records import Limits, Passed, Record, Reject
 
-__all__ = ["File", "Limits", "Listing", "Passed", "Record", "Reject", "hub", "listing", "read", "units"]
+__all__ = ["File", "Limits", "Listing", "Passed", "Record", "Reject", "hub", "link_files", "listing", "read", "units"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from lmlab.corpus.readers.formats import READERS
 from lmlab.corpus.readers.listing import File
@@ -25,3 +26,10 @@ def units(file: File, source: SourceConfig, limits: Limits) -> Iterator[str]:
         yield from named(file, source, limits)
         return
     yield from (item.unit for item in read(file, source, limits) if isinstance(item, Record))
+
+
+def link_files(source: SourceConfig, where: str) -> list[Path]:
+    """The files that a source's wanted addresses come from. Raises Refused where they are named and not there."""
+    from lmlab.corpus.readers.links import files_of
+
+    return files_of(source.web.urls, f"{where}.web.urls") if source.web.urls else []

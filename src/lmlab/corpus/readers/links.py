@@ -59,7 +59,7 @@ def addresses(path: Path, karma: int, limits: Limits) -> Iterator[str | Reject]:
     number = 0
     try:
         with open_bytes(path, limits) as stream:
-            for number, line in lines(stream, limits.record):  # noqa: B007 (used where the stream breaks)
+            for number, line in lines(stream, limits.record):
                 if line is None:
                     yield Reject(path.name, number, f"longer than {limits.record:,} bytes")
                 elif not (text := line.strip()):
@@ -83,7 +83,7 @@ def files_of(path: str, where: str) -> list[Path]:
     place = Path(path).expanduser()
     found = sorted(each for each in place.rglob("*") if each.is_file()) if place.is_dir() else [place]
     if not found or not all(each.is_file() for each in found):
-        raise Refused(f"{where}.web.urls: '{path}': expected a file of addresses, or submissions")
+        raise Refused(f"{where}: '{path}': expected a file of addresses, or submissions")
     return found
 
 
@@ -105,7 +105,7 @@ class Wanted:
         """The addresses that a source's pages must be among; None where all are welcome."""
         if not source.web.urls:
             return None
-        files = files_of(source.web.urls, f"source '{source.name}'")
+        files = files_of(source.web.urls, f"source '{source.name}': web.urls")
         dated = tuple((each, each.stat().st_mtime_ns) for each in files)
         return _wanted(dated, source.web.karma, limits)
 

@@ -22,6 +22,7 @@ _ROW = re.compile(r'<row((?:\s+\w+="[^"<]*")*)\s*/>')
 _ATTRIBUTE = re.compile(r'(\w+)="([^"<]*)"')
 _ENTITY = re.compile(r"&([^;\s]{0,12};?)")
 _NAMED = {"amp;": "&", "lt;": "<", "gt;": ">", "quot;": '"', "apos;": "'"}
+_NUMBER = re.compile(r"-?[0-9]{1,15}")
 _FRAME = ("<?xml", "<posts>", "</posts>")
 
 
@@ -95,7 +96,7 @@ def stackexchange(file: File, source: SourceConfig, limits: Limits) -> Result:
             score = post.get("Score", "0")
             if kind not in ("1", "2"):
                 yield Passed(file.relative, "neither question nor answer")
-            elif not question.isdecimal() or not score.lstrip("-").isdecimal() or max(len(score), len(question)) > 15:
+            elif not all(_NUMBER.fullmatch(each) for each in (question, score, post["Id"])):
                 yield Reject(file.relative, place, "an answer without its question's number, or a score that is none")
             else:
                 names = ("Id", "Title", "Tags", "Body", "Score", "AcceptedAnswerId", "ContentLicense", "CreationDate")
@@ -109,41 +110,57 @@ def stackexchange(file: File, source: SourceConfig, limits: Limits) -> Result:
 def _joined(file: File, source: SourceConfig, limits: Limits, sorter: Sorter) -> Result:
     plain = html.plain_text()
     for number, group in itertools.groupby(sorter, key=lambda pair: pair[0][:15]):
-        key, value = next(group)
-        answers = (json.loads(answer) for _, answer in group)
-        if key[15:16] != b"1":
-            yield from (Passed(file.relative, "an answer whose question is not here") for _ in range(1 + len(list(answers))))
-            continue
-        question = json.loads(value)
-        accepted = question.get("AcceptedAnswerId")
-        try:
-            body = plain(question.get("Body", "")).strip()
-            turns = [f"Q: {question.get('Title', '').strip()}\n\n{body}".strip()]
-            size, scores = len(turns[0]), []
-            for answer in answers:
-                least = source.questions.min_score
-                if len(scores) == source.questions.answers or size > limits.record:
-                    break
-                if least is not None and int(answer["Score"]) < least and answer["Id"] != accepted:
-                    continue
-                turns.append(f"A: {plain(answer.get('Body', '')).strip()}")
-                size += len(turns[-1])
-                scores.append(int(answer.get("Score", 0)))
-        except html.Unreadable as error:
-            yield Reject(file.relative, int(number), f"HTML that cannot be read: {error}")
-            continue
-        if size > limits.record:
-            yield Reject(file.relative, int(number), f"longer than {limits.record:,} characters with its answers")
-        elif not scores and not source.questions.unanswered:
-            yield Passed(file.relative, "a question without an answer")
-        else:
-            meta = {
-                "title": question.get("Title", ""),
-                "tags": [tag for tag in re.split(r"[<>|]+", question.get("Tags", "")) if tag],
-                "score": int(question.get("Score", 0)),
-                "answers": scores,
-                "license": question.get("ContentLicense", ""),
-                "date": question.get("CreationDate", ""),
-            }
-            row = int(number)
-            yield Record(file.relative, row, file.unit(row), file.kind, "\n\n".join(turns), meta=meta)
+        yield from _question(file, int(number), source, limits, plain, group)
+
+
+def _question(
+    file: File,
+    number: int,
+    source: SourceConfig,
+    limits: Limits,
+    plain: html.Extract,
+    posts: Iterator[tuple[bytes, bytes]],
+) -> Result:
+    """One question's posts in order: the question, its answers by score."""
+    key, value = next(posts)
+    if key[15:16] != b"1":
+        yield Passed(file.relative, "an answer whose question is not here")
+        yield from (Passed(file.relative, "an answer whose question is not here") for _ in posts)
+        return
+    question = json.loads(value)
+    settings, accepted = source.questions, question.get("AcceptedAnswerId")
+    scores: list[int] = []
+    try:
+        asked = plain(question.get("Body", "")).strip()
+        turns = [f"Q: {question.get('Title', '').strip()}\n\n{asked}".strip()]
+        size = len(turns[0])
+        for key, value in posts:
+            answer = json.loads(value)
+            if key[15:16] == b"1":
+                yield Passed(file.relative, "the same question again")
+                continue
+            if len(scores) == settings.answers or size > limits.record:
+                break
+            score = int(answer.get("Score", 0))
+            if settings.min_score is not None and score < settings.min_score and answer["Id"] != accepted:
+                continue
+            turns.append(f"A: {plain(answer.get('Body', '')).strip()}")
+            size += len(turns[-1])
+            scores.append(score)
+    except html.Unreadable as error:
+        yield Reject(file.relative, number, f"HTML that cannot be read: {error}")
+        return
+    if size > limits.record:
+        yield Reject(file.relative, number, f"longer than {limits.record:,} characters with its answers")
+    elif not scores and not settings.unanswered:
+        yield Passed(file.relative, "a question without an answer")
+    else:
+        meta = {
+            "title": question.get("Title", ""),
+            "tags": [tag for tag in re.split(r"[<>|]+", question.get("Tags", "")) if tag],
+            "score": int(question.get("Score", 0)),
+            "answers": scores,
+            "license": question.get("ContentLicense", ""),
+            "date": question.get("CreationDate", ""),
+        }
+        yield Record(file.relative, number, file.unit(number), file.kind, "\n\n".join(turns), meta=meta)

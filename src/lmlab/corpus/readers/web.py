@@ -48,7 +48,9 @@ def warc_records(stream: IO[bytes], kind: str, limits: Limits) -> Iterator[WarcR
         fields = _fields(stream)
         length = fields.get("content-length", "") if fields is not None else ""
         if fields is None or not length.isascii() or not length.isdigit() or len(length) > 15:
-            yield f"a WARC header without a length ('{length[:40]}')" if fields is not None else "a WARC header too long"
+            yield (
+                f"a WARC header without a length ('{length[:40]}')" if fields is not None else "a WARC header too long"
+            )
             line = b"\n"
             continue
         size = int(length)
@@ -114,7 +116,9 @@ def _inflated(
         out = zlib.decompressobj(bits).decompress(body, limits.record + 1)
     except zlib.error as error:
         return f"its body is damaged: {error}"
-    return (status, fields, out) if len(out) <= limits.record else f"its body becomes longer than {limits.record:,} bytes"
+    return (
+        (status, fields, out) if len(out) <= limits.record else f"its body becomes longer than {limits.record:,} bytes"
+    )
 
 
 def _unchunked(body: bytes) -> bytes:
