@@ -77,7 +77,12 @@ def test_other_field_names_and_scores(tmp_path: Path) -> None:
 
 
 def test_circles_and_very_deep_trees_are_safe(tmp_path: Path) -> None:
-    circle = [comment("x", "t1_y", "x"), comment("y", "t1_x", "y"), comment("z", "t1_z", "z"), comment("w", "t1_x", "w")]
+    circle = [
+        comment("x", "t1_y", "x"),
+        comment("y", "t1_x", "y"),
+        comment("z", "t1_z", "z"),
+        comment("w", "t1_x", "w"),
+    ]
     deep = [comment("0", "t3_s2", "0", tree="t3_s2")]
     deep += [comment(str(i), f"t1_{i - 1}", str(i), tree="t3_s2") for i in range(1, 50_000)]
     random.Random(1).shuffle(deep)

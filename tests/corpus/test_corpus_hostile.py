@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -19,7 +20,6 @@ import zstandard
 
 from lmlab.corpus import readers
 from lmlab.corpus.readers import Limits
-from lmlab.corpus.readers.records import ALLOWANCE
 from lmlab.corpus.source import SourceConfig
 from tests.corpus import samples
 from tests.corpus.helpers import build, prose, prose_folder
@@ -27,37 +27,46 @@ from tests.corpus.samples import read, records, rejects, texts
 
 GOOD = json.dumps({"text": "good"}).encode() + b"\n"
 MEBIBYTE = 1 << 20
+SMALL = Limits(record=MEBIBYTE, expansion=20, allowance=8 * MEBIBYTE)
 MEASURE = """
 import json, resource, sys
 from lmlab.corpus import readers
 from lmlab.corpus.readers import Limits, Record, Reject
 from lmlab.corpus.source import SourceConfig
-import lmlab.corpus.readers.files, lmlab.corpus.readers.books, lmlab.corpus.readers.arxiv
+import lmlab.corpus.readers.files
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
-path, settings, limits = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
-source = SourceConfig(path=path, **settings)
+source = SourceConfig(path=sys.argv[1])
 before, texts, reasons = peak(), 0, []
 for file in readers.listing(source).files:
-    for item in readers.read(file, source, Limits(**limits)):
+    for item in readers.read(file, source, Limits(expansion=1e9)):
         texts += isinstance(item, Record)
         if isinstance(item, Reject):
             reasons.append(item.reason)
-print(json.dumps({"grown": peak() - before, "texts": texts, "reasons": reasons[:5]}))
+print(json.dumps({"grown": peak() - before, "texts": texts, "reasons": reasons}))
 """
 
 
-def measured(path: Path, limits: dict | None = None, **settings: object) -> dict:
-    """Read in a process of its own: how far its memory grew (MiB), how many texts, which rejects."""
+def resident(path: Path) -> dict:
+    """Read in a process of its own: how far its resident memory grew (MiB), how many texts, which rejects."""
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(path), json.dumps(settings), json.dumps(limits or {})],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=False,
+        [sys.executable, "-c", MEASURE, str(path)],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
+
+
+def measured(path: Path, limits: Limits = SMALL, **settings: object) -> tuple[list, float]:
+    """(all that a source yields, the MiB that Python's allocators held at most)."""
+    tracemalloc.start()
+    try:
+        items = read(path, limits, **settings)
+        return items, tracemalloc.get_traced_memory()[1] / MEBIBYTE
+    finally:
+        tracemalloc.stop()
 
 
 def write_repeated_zst(path: Path, before: bytes, unit: bytes, times: int, after: bytes) -> Path:
@@ -72,55 +81,58 @@ def write_repeated_zst(path: Path, before: bytes, unit: bytes, times: int, after
     return path
 
 
-def test_a_line_of_two_gigabytes_compressed(tmp_path: Path) -> None:
-    unit = b"a" * (16 * MEBIBYTE)
-    path = write_repeated_zst(tmp_path / "line.jsonl.zst", GOOD, unit, 128, b"\n" + GOOD)
-    assert path.stat().st_size < MEBIBYTE
-    found = measured(path, {"expansion": 1e9})
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["", ".zst"])
+def test_a_line_of_two_gigabytes(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"line.jsonl{ending}"
+    if ending:
+        write_repeated_zst(path, GOOD, b"a" * (16 * MEBIBYTE), 128, b"\n" + GOOD)
+        assert path.stat().st_size < MEBIBYTE
+    else:
+        write_sparse(path, 2 << 30)
+    found = resident(path)
     assert found["texts"] == 2 and found["reasons"] == ["longer than 16,777,216 bytes"]
     assert found["grown"] < 150
 
 
-def test_a_line_of_two_gigabytes_in_a_sparse_file(tmp_path: Path) -> None:
-    path = tmp_path / "line.jsonl"
+def write_sparse(path: Path, size: int) -> None:
     with path.open("wb") as file:
         file.write(GOOD)
-        file.seek(2 << 30, io.SEEK_CUR)
+        file.seek(size, io.SEEK_CUR)
         file.write(b"\n" + GOOD)
-    found = measured(path)
-    assert found["texts"] == 2 and found["reasons"] == ["longer than 16,777,216 bytes"]
-    assert found["grown"] < 150
 
 
-def _repeated(compress, times: int) -> bytes:
-    """Streams one after the other, each of 64 MiB of zeros."""
-    return compress(b"\0" * (64 * MEBIBYTE)) * times
+def test_a_long_line_is_passed_over_in_pieces(tmp_path: Path) -> None:
+    write_sparse(tmp_path / "line.jsonl", 200 * MEBIBYTE)
+    items, peak = measured(tmp_path / "line.jsonl")
+    assert texts(items) == ["good", "good"] and peak < 5
+    assert [r.reason for r in rejects(items)] == ["longer than 1,048,576 bytes"]
 
 
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [
-        ("bomb.jsonl.gz", lambda: _repeated(lambda raw: gzip.compress(raw, 9), 4)),
-        ("bomb.jsonl.zst", lambda: _repeated(zstandard.ZstdCompressor().compress, 32)),
-        ("bomb.jsonl.bz2", lambda: _repeated(bz2.compress, 32)),
-        ("bomb.jsonl.xz", lambda: _repeated(lambda raw: lzma.compress(raw, preset=0), 8)),
-    ],
-)
-def test_a_bomb_stops_at_its_limit(tmp_path: Path, name: str, data) -> None:
-    path = tmp_path / name
-    head = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress, "bz2": bz2.compress, "xz": lzma.compress}
-    path.write_bytes(head[name.rsplit(".", 1)[1]](GOOD) + data())
-    found = measured(path, {"expansion": 20})
-    assert found["texts"] == 1, "what was read before stays"
-    assert len(found["reasons"]) == 1 and "a decompression bomb?" in found["reasons"][0]
-    assert found["grown"] < 150
+COMPRESS = {
+    "gz": lambda raw: gzip.compress(raw, 6),
+    "zst": zstandard.ZstdCompressor().compress,
+    "bz2": lambda raw: bz2.compress(raw, 1),
+    "xz": lambda raw: lzma.compress(raw, preset=0),
+}
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_a_bomb_stops_at_its_limit(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"bomb.jsonl.{ending}"
+    compress = COMPRESS[ending]
+    path.write_bytes(compress(GOOD) + compress(b"\0" * (4 * MEBIBYTE)) * 20)
+    items, peak = measured(path)
+    assert texts(items) == ["good"], "what was read before stays"
+    assert len(rejects(items)) == 1 and "a decompression bomb?" in rejects(items)[0].reason
+    assert peak < 20
 
 
 def test_much_text_that_compresses_well_is_no_bomb(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl.gz"
-    path.write_bytes(gzip.compress(GOOD * 200_000))
-    assert len(texts(read(path))) == 200_000
-    assert Limits().expanded(1000) == ALLOWANCE + 200_000
+    path.write_bytes(gzip.compress(GOOD * 50_000))
+    assert len(texts(read(path))) == 50_000
+    assert Limits().expanded(1000) == (128 << 20) + 200_000
 
 
 def test_a_window_larger_than_allowed_is_refused_with_the_setting(tmp_path: Path) -> None:
@@ -132,14 +144,16 @@ def test_a_window_larger_than_allowed_is_refused_with_the_setting(tmp_path: Path
     path.write_bytes(out.getvalue())
     assert "max_window_bytes" in rejects(read(path))[0].reason
     assert texts(read(path, Limits(window=1 << 28))) == ["good"]
-    (tmp_path / "x.jsonl.xz").write_bytes(lzma.compress(GOOD, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 27}]))
+    (tmp_path / "x.jsonl.xz").write_bytes(
+        lzma.compress(GOOD, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 27}])
+    )
     assert "max_window_bytes" in rejects(read(tmp_path / "x.jsonl.xz", Limits(window=1 << 24)))[0].reason
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst", "bz2", "xz"])
 @pytest.mark.parametrize("reader", ["jsonl", "wikipedia", "stackexchange", "submissions", "dialogue", "warc", "text"])
 def test_a_file_that_ends_early_keeps_what_was_whole_and_says_so(tmp_path: Path, reader: str, ending: str) -> None:
-    words = [prose(i, 40).replace("\n", " ") for i in range(1500)]
+    words = [prose(i, 40).replace("\n", " ") for i in range(1000)]
     lines = {
         "jsonl": [json.dumps({"text": each}) for each in words],
         "submissions": [json.dumps({"title": "t", "selftext": each, "score": 9, "is_self": True}) for each in words],
@@ -154,29 +168,25 @@ def test_a_file_that_ends_early_keeps_what_was_whole_and_says_so(tmp_path: Path,
         "text": [each + "\n\n" for each in words],
     }[reader]  # fmt: skip
     data = ("\n" if reader in ("jsonl", "submissions", "dialogue") else "").join(lines).encode()
-    compress = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress, "bz2": bz2.compress, "xz": lzma.compress}
-    whole = compress[ending](data)
+    whole = COMPRESS[ending](data)
     path = tmp_path / f"data.{ending}"
     path.write_bytes(whole[: len(whole) * 2 // 3])
-    if ending == "bz2" and reader == "dialogue":
-        path.write_bytes(compress[ending](data[: len(data) // 2]) + whole[: len(whole) // 3])
     items = read(path, Limits(cut=2000), reader=reader)
     bad = rejects(items)
-    assert 0 < len(records(items)) < 1500
+    assert 0 < len(records(items)) < 1000
     assert len(bad) == 1 and bad[0].reason.startswith("cut off or damaged"), bad[:3]
 
 
 def test_a_zip_bomb_in_a_book(tmp_path: Path) -> None:
-    path = samples.write_epub(tmp_path / "bomb.epub", {"a.xhtml": "<p>" + "x" * (100 * MEBIBYTE) + "</p>"})
+    path = samples.write_epub(tmp_path / "bomb.epub", {"a.xhtml": "<p>" + "x" * (30 * MEBIBYTE) + "</p>"})
     assert path.stat().st_size < MEBIBYTE
-    found = measured(path)
-    assert found["texts"] == 0 and "becomes longer than" in found["reasons"][0] and found["grown"] < 150
+    items, peak = measured(path)
+    assert not texts(items) and "becomes longer than" in rejects(items)[0].reason and peak < 10
     with zipfile.ZipFile(tmp_path / "books.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(40):
-            archive.writestr(f"{i:02d}.txt", "y" * (15 * MEBIBYTE))
-    found = measured(tmp_path / "books.zip", reader="books")
-    assert 5 < found["texts"] < 15, "all together are limited too"
-    assert found["grown"] < 250
+            archive.writestr(f"{i:02d}.txt", "y" * (MEBIBYTE - 1))
+    items, _ = measured(tmp_path / "books.zip", reader="books")
+    assert 5 < len(texts(items)) < 15, "all together are limited too"
 
 
 def test_names_in_archives_lead_nowhere(tmp_path: Path) -> None:
@@ -188,7 +198,10 @@ def test_names_in_archives_lead_nowhere(tmp_path: Path) -> None:
     assert all("leads out of its archive" in reject.reason for reject in rejects(items))
     path = tmp_path / "paper.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
-        for name, content in (("../../evil.tex", b"evil"), ("main.tex", rb"\begin{document}A \input{../../../etc/passwd} b\end{document}")):
+        for name, content in (
+            ("../../evil.tex", b"evil"),
+            ("main.tex", rb"\begin{document}A \input{../../../etc/passwd} b\end{document}"),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
@@ -205,10 +218,9 @@ def test_a_tar_header_of_a_gigabyte(tmp_path: Path) -> None:
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 1 << 30
     path = tmp_path / "paper.tar.gz"
-    zeros = gzip.compress(b"0" * (64 * MEBIBYTE))
-    path.write_bytes(gzip.compress(info.tobuf(tarfile.USTAR_FORMAT)) + zeros * 16)
-    found = measured(path, reader="latex")
-    assert found["texts"] == 0 and len(found["reasons"]) == 1 and found["grown"] < 350
+    path.write_bytes(gzip.compress(info.tobuf(tarfile.USTAR_FORMAT)) + gzip.compress(b"0" * (8 * MEBIBYTE)) * 16)
+    items, peak = measured(path, reader="latex")
+    assert not texts(items) and len(rejects(items)) == 1 and peak < 40
 
 
 LAUGHS = (
@@ -225,10 +237,14 @@ def test_entities_of_a_document_are_never_expanded(tmp_path: Path) -> None:
     items = read(path)
     assert texts(items) == ["A\n\none", "D\n\ntwo"] and len(rejects(items)) == 2
     path = samples.write_posts(tmp_path / "Posts.xml", [
-        LAUGHS, samples.post(1, 1, "LAUGH").replace("LAUGH", "&d;"), samples.post(2, 1, "q"), samples.post(3, 2, "a", ParentId=2)])  # fmt: skip
+        LAUGHS, samples.post(1, 1, "LAUGH").replace("LAUGH", "&d;"), samples.post(2, 1, "q"), 
+        samples.post(3, 2, "a", ParentId=2)])  # fmt: skip
     items = read(path)
     assert texts(items) == ["Q: q\n\nA: a"]
-    assert [r.reason.split(":")[0] for r in rejects(items)] == ["expected a whole <row .../>", "an entity that XML does not have"]
+    assert [r.reason.split(":")[0] for r in rejects(items)] == [
+        "expected a whole <row .../>",
+        "an entity that XML does not have",
+    ]
     package = '<?xml version="1.0"?>' + LAUGHS + "<package><metadata><title>&d;</title></metadata></package>"
     items = read(samples.write_epub(tmp_path / "b.epub", {"a.xhtml": "x"}, package))
     assert "declares entities" in rejects(items)[0].reason
@@ -247,7 +263,10 @@ def test_deep_nesting_of_every_kind(tmp_path: Path) -> None:
     page = "<div>" * deep + "<p>" + prose(1) + "</p>" + "</div>" * deep
     crawl = samples.write_warc(tmp_path / "c.warc.gz", [samples.response("http://a.example/1", page.encode())])
     for extractor in ("resiliparse", "trafilatura"):
-        assert len(read(crawl, web={"extractor": extractor})) == 1
+        assert "nested deeper" in rejects(read(crawl, web={"extractor": extractor}))[0].reason
+    crawl = samples.write_warc(tmp_path / "d.warc.gz", [
+        samples.response("http://a.example/1", ("<div><p>some words</p></div>" * 5000).encode())])  # fmt: skip
+    assert len(read(crawl, web={"extractor": "trafilatura"})) == 1
     wiki = [
         samples.wiki_page("A", "{{" * deep + "x" + "}}" * deep),
         samples.wiki_page("B", "[[" * deep + "text" * 1000),
@@ -280,8 +299,7 @@ def test_control_characters_and_nul(tmp_path: Path) -> None:
     assert texts(items) == ["B\n\nfine"] and "not XML" in rejects(items)[0].reason
     crawl = samples.write_warc(
         tmp_path / "c.warc.gz",
-        [samples.response("http://a.example/\0\x1b", samples.page("T\0", [prose(1) + "\0\x01\ud800"]) if False else
-                          samples.page("T", [prose(1)]) + b"\0\x01\xff\xfe")],
+        [samples.response("http://a.example/\0\x1b", samples.page("T\0", [prose(1)]) + b"\0\x01\xff\xfe")],
     )  # fmt: skip
     assert len(records(read(crawl))) == 1
 
@@ -294,7 +312,9 @@ def test_a_build_keeps_going_over_all_of_it(tmp_path: Path) -> None:
     samples.write_warc(root / "c.warc.gz", [
         samples.response(f"http://a.example/{i}", samples.page("T", prose(2000 + i).split("\n\n")), status)
         for i, status in enumerate(["200 OK"] * 5 + ["404 Not Found"] * 2)])  # fmt: skip
-    samples.write_lines(root / "pile.jsonl", [{"text": prose(3000 + i), "meta": {"pile_set_name": "Books3"}} for i in range(5)])
+    samples.write_lines(
+        root / "pile.jsonl", [{"text": prose(3000 + i), "meta": {"pile_set_name": "Books3"}} for i in range(5)]
+    )
     (root / "empty.jsonl").write_bytes(b"")
     out = tmp_path / "out"
     build(out, sources=[

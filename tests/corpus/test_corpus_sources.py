@@ -34,7 +34,9 @@ def crawl(tmp_path: Path) -> Path:
             response("http://a.example/2", b"gone", "404 Not Found"),
             response("http://a.example/3.png", b"\x89PNG", fields={"Content-Type": "image/png"}),
             response("http://a.example/4", samples.page("Zip", STORY), fields={"Content-Encoding": "gzip"}),
-            response("http://a.example/5", gzip.compress(samples.page("Zip", STORY)), fields={"Content-Encoding": "gzip"}),
+            response(
+                "http://a.example/5", gzip.compress(samples.page("Zip", STORY)), fields={"Content-Encoding": "gzip"}
+            ),
             response("http://a.example/6", chunked, fields={"Transfer-Encoding": "chunked"}),
             response(
                 "http://a.example/7",
@@ -117,8 +119,8 @@ def test_wikipedia_articles_without_redirects_and_other_namespaces(tmp_path: Pat
     article = (
         "{{Infobox|name=x|image=[[Datei:a.jpg]]}}\n[[Datei:b.jpg|mini|Ein [[Bild]] hier]]\n"
         "'''Köln''' ({{IPA|xyz}}) ist eine [[Stadt|große Stadt]] am [[Rhein]].<ref name=\"a/b\">Quelle</ref>"
-        "<ref name=\"a/b\" /> Mehr & mehr.\n\n== Geschichte ==\nAlt &nbsp;und neu.\n* eins\n* zwei\n"
-        "{| class=\"wikitable\"\n|-\n| zelle || {{x}}\n|}\n== Weblinks ==\n[[Kategorie:Ort]]\n"
+        '<ref name="a/b" /> Mehr & mehr.\n\n== Geschichte ==\nAlt &nbsp;und neu.\n* eins\n* zwei\n'
+        '{| class="wikitable"\n|-\n| zelle || {{x}}\n|}\n== Weblinks ==\n[[Kategorie:Ort]]\n'
     )
     path = samples.write_wiki(
         tmp_path / "dewiki-20240101-pages-articles.xml.bz2",
@@ -202,7 +204,9 @@ def test_books_without_project_gutenbergs_header_and_footer(tmp_path: Path) -> N
     assert len(first.text) > 65536, "a book is one document"
     assert first.meta == {"title": "A Tale", "author": "A. Writer"}
     assert second.text == "No header at all.\n\n*** not a marker"
-    modern = tale.replace("START OF THIS", "START OF THE").replace("End of the Project Gutenberg EBook of A Tale, by A. Writer", "")
+    modern = tale.replace("START OF THIS", "START OF THE").replace(
+        "End of the Project Gutenberg EBook of A Tale, by A. Writer", ""
+    )
     (tmp_path / "1.txt").write_bytes(modern.replace("ISO-8859-1", "UTF-8").encode())
     assert records(read(tmp_path, reader="books"))[0].text == first.text
 
@@ -249,7 +253,12 @@ def test_arxiv_sources(tmp_path: Path) -> None:
     single = gzip.compress(rb"\documentclass{article}\begin{document}Short note.\end{document}")
     path = samples.write_tar(
         tmp_path / "arXiv_src_2301_001.tar",
-        {"2301/2301.00001.gz": paper, "2301/2301.00002.gz": single, "2301/2301.00003.pdf": b"%PDF", "2301/2301.00004.gz": b"bad"},
+        {
+            "2301/2301.00001.gz": paper,
+            "2301/2301.00002.gz": single,
+            "2301/2301.00003.pdf": b"%PDF",
+            "2301/2301.00004.gz": b"bad",
+        },
     )
     items = read(path)
     first, second = records(items)
@@ -285,8 +294,7 @@ def test_stackexchange_questions_with_their_answers_by_score(tmp_path: Path) -> 
     items = read(path)
     (found,) = records(items)
     assert found.text == (
-        "Q: Sort & order?\n\nHow do I sort?\n\na = [2, 1]\n  b\n\n"
-        "A: The best, and late.\n\nA: Use sorted.\n\nA: Badly."
+        "Q: Sort & order?\n\nHow do I sort?\n\na = [2, 1]\n  b\n\nA: The best, and late.\n\nA: Use sorted.\n\nA: Badly."
     )
     assert found.row == 1 and found.unit == "Posts.xml#1"
     assert found.meta["tags"] == ["python", "sorting"] and found.meta["answers"] == [40, 2, -1]  # type: ignore[index]
@@ -318,8 +326,9 @@ def test_the_sort_on_disk_gives_what_a_sort_in_memory_gives(tmp_path: Path, monk
 
 
 def test_a_tree_of_code_by_language_licence_and_authorship(tmp_path: Path) -> None:
-    for repository, licence in (("free", "MIT License\n\nPermission is hereby granted, free of charge, to any person "
-                                 "obtaining a copy"), ("copyleft", "GNU GENERAL PUBLIC LICENSE\nVersion 3"), ("none", "")):  # fmt: skip
+    mit = "MIT License\n\nPermission is hereby granted, free of charge, to any person obtaining a copy"
+    licences = {"free": mit, "copyleft": "GNU GENERAL PUBLIC LICENSE\nVersion 3", "none": ""}
+    for repository, licence in licences.items():
         (tmp_path / repository / "src").mkdir(parents=True)
         (tmp_path / repository / "src" / "a.py").write_text(f"name = '{repository}'\n")
         if licence:

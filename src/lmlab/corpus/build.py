@@ -40,7 +40,7 @@ def local_steps(config: CorpusConfig) -> list[Step]:
 
 def limits(config: CorpusConfig, scratch: Path | None = None) -> Limits:
     return Limits(
-        config.max_record_bytes, config.cut_bytes, config.max_expansion, config.max_window_bytes, scratch
+        config.max_record_bytes, config.cut_bytes, config.max_expansion, config.max_window_bytes, scratch=scratch
     )  # fmt: skip
 
 

@@ -56,22 +56,23 @@ Result = Iterator[Record | Reject | Passed]
 @dataclass(frozen=True)
 class Limits:
     """Bytes: the longest record that is read, about where long plain text is cut, the memory that a compressed stream
-    may ask for (zstandard's window, xz's dictionary). `expansion`: how many times its size a compressed file may become
-    (after ALLOWANCE bytes, which any file may become). `scratch`: where sorted runs are put (default: the system's place).
+    may ask for (zstandard's window, xz's dictionary), and what any file may become when it is decompressed (`allowance`).
+    Past that, a compressed file may become `expansion` times its size. `scratch`: where sorted runs are put (default: the
+    system's place).
     """
 
     record: int = 16 << 20
     cut: int = 1 << 16
     expansion: float = 200
     window: int = 128 << 20
+    allowance: int = 128 << 20
     scratch: Path | None = None
 
     def expanded(self, size: int) -> int:
         """The bytes that a compressed file of `size` bytes may become."""
-        return ALLOWANCE + int(self.expansion * size)
+        return self.allowance + int(self.expansion * size)
 
 
-ALLOWANCE = 128 << 20
 DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 """What reading a damaged or cut-off compressed file raises."""
 
@@ -79,32 +80,34 @@ DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 class _ZstandardStream(io.RawIOBase):
     """Decompressed bytes of one or more frames; a file that ends inside a frame raises EOFError.
 
-    Input is fed in small pieces because a few bytes may stand for 128 kB each: that bounds what one piece becomes.
+    Input is fed in pieces of 512 bytes, because 4 bytes may stand for 128 KiB: so a piece becomes 16 MiB at most.
     """
 
     def __init__(self, file: IO[bytes], window: int) -> None:
         self._file, self._pending, self._window = file, memoryview(b""), window
         self._frame: Any = None
+        self._input = b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
         while not len(self._pending):
-            piece = self._file.read(2048)
+            piece = self._input or self._file.read(512)
+            self._input = b""
             if not piece:
                 if self._frame is not None:
                     raise EOFError("the file ends inside a zstandard frame")
                 return 0
-            out: list[bytes] = []
-            while piece:
-                if self._frame is None:
-                    self._frame = zstandard.ZstdDecompressor(max_window_size=self._window).decompressobj()
-                out.append(self._frame.decompress(piece))
-                piece = b""
-                if self._frame.eof:
-                    piece, self._frame = self._frame.unused_data, None
-            self._pending = memoryview(b"".join(out))
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor(max_window_size=self._window).decompressobj()
+            try:
+                self._pending = memoryview(self._frame.decompress(piece))
+            except zstandard.ZstdError as error:
+                hint = "; it needs more memory than max_window_bytes allows" if "memory" in str(error) else ""
+                raise OSError(f"{error}{hint}") from None
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
         size = min(len(buffer), len(self._pending))
         buffer[:size] = self._pending[:size]
         self._pending = self._pending[size:]
@@ -138,7 +141,11 @@ class _BlockStream(io.RawIOBase):
             elif self._stream.needs_input and not self._input:
                 self._input = file
             piece, self._input = self._input, b""
-            out = self._stream.decompress(piece, len(buffer))
+            try:
+                out = self._stream.decompress(piece, len(buffer))
+            except lzma.LZMAError as error:
+                hint = "; it needs more memory than max_window_bytes allows" if "emory" in str(error) else ""
+                raise OSError(f"{error}{hint}") from None
             if self._stream.eof:
                 self._input, self._stream = self._stream.unused_data, None
             if out:
@@ -206,7 +213,7 @@ def open_bytes(path: Path, limits: Limits | None = None) -> IO[bytes]:
     limits = limits or Limits()
     opener = _OPENERS.get(path.suffix.lower())
     if opener is None:
-        return path.open("rb")
+        return path.open("rb", buffering=1 << 18)
     size = path.stat().st_size
     return io.BufferedReader(_Guard(opener(path.open("rb"), limits), size, limits.expanded(size)), 1 << 16)
 

@@ -132,7 +132,7 @@ def _question(
     scores: list[int] = []
     try:
         asked = plain(question.get("Body", "")).strip()
-        turns = [f"Q: {question.get('Title', '').strip()}\n\n{asked}".strip()]
+        turns = ["Q: " + "\n\n".join(filter(None, (question.get("Title", "").strip(), asked)))]
         size = len(turns[0])
         for key, value in posts:
             answer = json.loads(value)
