@@ -420,6 +420,21 @@ def test_addresses_are_compared_without_what_does_not_matter() -> None:
     assert canonical("ftp://site.example/a") is canonical("nothing") is canonical("http://[bad") is None
 
 
+def test_the_documents_snippets_are_corpus_settings() -> None:
+    import re
+
+    import yaml
+
+    from lmlab.corpus.config import CorpusConfig
+    from lmlab.corpus.readers.formats import READERS
+
+    text = (Path(__file__).parents[2] / "docs" / "corpus" / "sources.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    configs = [CorpusConfig.model_validate(yaml.safe_load(snippet)["corpus"]) for snippet in snippets]
+    named = {source.reader for config in configs for source in config.sources}
+    assert len(snippets) >= 11 and named >= set(READERS) - {"text", "jsonl", "parquet", "topics", "code"}
+
+
 def test_a_missing_library_is_refused_with_the_command_that_installs_it(
     tmp_path: Path, crawl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
