@@ -202,6 +202,23 @@ def corpus_why(
     _show(found, as_json, format_why(found))
 
 
+@corpus_app.command("links")
+def corpus_links(
+    places: Annotated[list[Path], typer.Argument(metavar="SUBMISSIONS...", help="Submissions: RS_*.zst, or folders.")],
+    out: Annotated[Path, typer.Option(help="The list to write, an address a line.")],
+    karma: Annotated[int, typer.Option(help="Least score of a submission (WebText: 3).")] = 3,
+    window: Annotated[int, typer.Option(help="MiB that a compressed file may ask for (Reddit's: 2048).")] = 128,
+    as_json: Json = False,
+) -> None:
+    """The addresses that Reddit-style submissions recommend: the pages for a source's web.urls."""
+    from lmlab.corpus.readers.links import files_of, links
+    from lmlab.corpus.readers.records import Limits
+
+    files = [file for place in places for file in files_of(str(place), "links")]
+    found = links(files, karma, out, Limits(window=window << 20))
+    _show(found, as_json, f"{found['distinct']:,} addresses in {out} ({found['broken']:,} broken records left out)")
+
+
 @tokenizer_app.command("train")
 def tokenizer_train(
     recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, fresh: Fresh = False, as_json: Json = False
