@@ -41,6 +41,14 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on standar
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run, a stage, a model directory, hf:OWNER/NAME or preset:NAME.")
 ]
+AnyModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run, a stage, a model directory, hf:OWNER/NAME, preset:NAME, or api:NAME@URL (a model behind an "
+        "OpenAI-compatible address; its key comes from LMLAB_API_KEY).",
+    ),
+]
 
 
 def main() -> None:
@@ -260,7 +268,7 @@ def model_export(
 
 @app.command("eval")
 def evaluate(
-    model: ModelArgument,
+    model: AnyModelArgument,
     tasks: Annotated[str, typer.Option(help="Tasks, with commas; 'list' names them.")] = "list",
     out: Annotated[Path | None, typer.Option(help="Where run.json and items.jsonl go.")] = None,
     items: Annotated[int, typer.Option(help="Items a task.")] = 64,
@@ -288,7 +296,7 @@ def compare(
 
 @app.command()
 def generate(
-    model: ModelArgument,
+    model: AnyModelArgument,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -357,7 +365,7 @@ def schema(
 
 @app.command()
 def chat(
-    model: ModelArgument,
+    model: AnyModelArgument,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens an answer.")] = 128,
 ) -> None:

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmlab.address import is_address, parse_address
 from lmlab.config import Config, Document, dump, parse, parse_path, read, validate
 from lmlab.errors import Refused, nearest
 from lmlab.progress import say
-from lmlab.run import RunDirectory, StageKind, finished, identity, write_atomic
+from lmlab.run import Input, RunDirectory, StageKind, finished, identity, write_atomic
 
 KINDS = {
     "corpus": "lmlab.corpus.stage",
@@ -180,7 +181,7 @@ def _sources(
             chosen = given[item.role]
             names = chosen if isinstance(chosen, list) else [chosen]
             for each in names:
-                _check_source(name, item.role, item.kinds, str(each), before, document)
+                _check_source(name, item, str(each), before, document)
             filled[item.role] = [str(n) for n in names] if item.several else str(names[-1])
         elif fitting:
             filled[item.role] = fitting if item.several else fitting[-1]
@@ -192,9 +193,8 @@ def _sources(
     return filled
 
 
-def _check_source(
-    name: str, role: str, kinds: Sequence[str], source: str, before: list[Step], document: Document
-) -> None:
+def _check_source(name: str, item: Input, source: str, before: list[Step], document: Document) -> None:
+    role, kinds = item.role, item.kinds
     named = {step.name: step.kind for step in before}
     place = document.at((name, "from", role))
     if source in named:
@@ -202,6 +202,13 @@ def _check_source(
             raise Refused(
                 f"{place}: {name}.from.{role}: '{source}' is a {named[source]}, expected {' or '.join(kinds)}"
             )
+    elif is_address(source):
+        try:
+            parse_address(source)
+        except Refused as error:
+            raise Refused(f"{place}: {name}.from.{role}: {error}") from None
+        if not item.addresses:
+            raise Refused(f"{place}: {name}.from.{role}: needs weights; a model behind an address gives text only")
     elif not Path(source).exists():
         raise Refused(
             f"{place}: {name}.from.{role}: no stage before it and no path called '{source}'{nearest(source, named)}"
@@ -268,7 +275,9 @@ def _run_step(directory: RunDirectory, step: Step, seed: int, made: dict[str, Pa
     made.setdefault(_key(step, seed, inputs), directory.path / step.name)
 
 
-def _place(root: Path, source: str) -> Path:
+def _place(root: Path, source: str) -> Path | str:
+    if is_address(source):
+        return source
     place = root / source
     if (place / "provenance.json").exists():
         return place

@@ -91,12 +91,14 @@ def digest_file(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Input:
-    """What a stage takes: a role, the kinds of stage that can fill it, and whether it may be absent or several."""
+    """What a stage takes: a role, the kinds of stage that can fill it, and whether it may be absent or several.
+    `addresses`: whether a model behind an address (`api:NAME@URL`) can fill it too; it comes as that text."""
 
     role: str
     kinds: tuple[str, ...]
     required: bool = True
     several: bool = False
+    addresses: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,11 @@ def fingerprint(kind: str, spec: StageKind, config: Config, seed: int, inputs: M
     )
 
 
-def identity(stage: Path) -> str:
-    """Identity of a finished stage or of any MODEL directory: what was asked for and what came out of it."""
+def identity(stage: Path | str) -> str:
+    """Identity of a finished stage or of any MODEL directory: what was asked for and what came out of it. Of an address
+    it is the address: nobody knows from here what stands behind it."""
+    if isinstance(stage, str):
+        return digest(stage)
     path = stage / "provenance.json"
     if path.exists():
         provenance = json.loads(path.read_text(encoding="utf-8"))
@@ -313,7 +318,7 @@ def _entry(kind: str, status: str, seconds: float, wanted: str, headline: Mappin
 def _places(place: Any, root: Path) -> Any:
     if isinstance(place, dict):
         return {name: _places(each, root) for name, each in place.items()}
-    return os.path.relpath(place, root)
+    return place if isinstance(place, str) else os.path.relpath(place, root)
 
 
 def _read_state(out: Path) -> dict[str, Any]:
