@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,6 +101,15 @@ def test_lmlab_generate(address: str, folder) -> None:
             ask("generate", address, "the quick", *flags)
     with pytest.raises(Refused, match="its weights are needed here"):
         ask("model", "show", address)
+
+
+def test_the_page_s_commands_work(address: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")
+    named = "api:my-model@http://localhost:8000/v1"
+    lines = [line for line in page.splitlines() if named in line and line.startswith(("lmlab generate", "lmlab eval"))]
+    assert len(lines) == 2
+    for line in lines:
+        assert ask(*shlex.split(line.replace(named, address).replace("--items 32", "--items 1"))[1:])
 
 
 def test_lmlab_eval_gives_the_local_model_s_results(address: str, folder, tmp_path) -> None:
