@@ -317,6 +317,7 @@ def generate(
     contrastive: Annotated[float | None, typer.Option(help="Contrastive search with this alpha.")] = None,
     draft: Annotated[str | None, typer.Option(help="A smaller MODEL of the same tokenizer that drafts.")] = None,
     precision: Annotated[str, typer.Option(help="float32, bfloat16, int8 or int4.")] = "float32",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the decoding step: slow to start.")] = False,
     as_json: Json = False,
 ) -> None:
     """Continue a text: greedily, by sampling, beam search, contrastive search, or with a draft model."""
@@ -327,7 +328,7 @@ def generate(
     form = {"stop": tuple(stop or ()), "regex": regex, "json_schema": json_schema, "truncate": truncate}
     counts = {"max_new_tokens": max_new_tokens, "top_logprobs": top_logprobs, "presence_penalty": presence_penalty}
     search = {"beams": beams, "length_penalty": length_penalty, "contrastive": contrastive, "draft": draft}
-    found = continue_text(model, prompt, {**draw, **penalties, **form, **counts}, search, precision)
+    found = continue_text(model, prompt, {**draw, **penalties, **form, **counts}, search, precision, compile)
     _show(found, as_json, found["text"])
 
 

@@ -288,7 +288,7 @@ def test_what_needs_the_weights_is_refused_by_name(server: Server) -> None:
             getattr(model, name)
     with pytest.raises(Refused, match="logits: needs the weights"):
         model.logits([[1]])
-    with pytest.raises(Refused, match="precision and device are the server's choice"):
+    with pytest.raises(Refused, match="precision, device and compile are the server's choice"):
         lmlab.load(f"api:m@{server.url}", precision="int8")
 
 

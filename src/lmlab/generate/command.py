@@ -17,7 +17,12 @@ from lmlab.generate.weights import Precision
 
 
 def continue_text(
-    reference: str, prompt: str, settings: Mapping[str, Any], search: Mapping[str, Any], precision: str = "float32"
+    reference: str,
+    prompt: str,
+    settings: Mapping[str, Any],
+    search: Mapping[str, Any],
+    precision: str = "float32",
+    compile: bool = False,
 ) -> dict[str, Any]:
     """What `lmlab generate --json` prints: `prompt`, `text`, `ids`, `logprobs`, `finish_reason`; with more than one beam
     `hypotheses`, best first; with a draft model `draft`, its acceptance; of a model behind an address `usage`.
@@ -41,8 +46,9 @@ def continue_text(
         given = [k for k, v in asdict(sampling).items() if v != getattr(plain, k)]
         raise Refused(f"generate: {asked[0]} chooses by itself and does not take {', '.join(given)}")
     if is_address(reference):
-        return _continue_remotely(reference, prompt, sampling, asked, precision)
-    model = load(reference, precision=bits)
+        asked += [name for name, given in (("--precision", precision != "float32"), ("--compile", compile)) if given]
+        return _continue_remotely(reference, prompt, sampling, asked)
+    model = load(reference, precision=bits, compile=compile)
     ids = model.tokenizer.encode(prompt) or [model.tokenizer.eos_id]
     if beams > 1:
         beam = Beam(beams, sampling.max_new_tokens, search["length_penalty"], n_best=beams)
@@ -58,11 +64,8 @@ def continue_text(
     return {"prompt": prompt, **_shown(model.engine.generate([ids], sampling)[0])}
 
 
-def _continue_remotely(
-    reference: str, prompt: str, sampling: Sampling, asked: Sequence[str], precision: str
-) -> dict[str, Any]:
+def _continue_remotely(reference: str, prompt: str, sampling: Sampling, asked: Sequence[str]) -> dict[str, Any]:
     """The same of a model behind an address: no ids and no log-probabilities, but `usage`, the server's counts."""
-    asked = [*asked, *(["--precision"] if precision != "float32" else [])]
     if asked:
         raise Refused(f"generate: {', '.join(asked)}: needs the weights, and {reference} is behind an address")
     model = RemoteModel(parse_address(reference))

@@ -16,7 +16,7 @@ from lmlab.generate import score as scoring
 from lmlab.generate.answers import Completion, Hypothesis, Piece
 from lmlab.generate.batching import Request, Scheduler
 from lmlab.generate.constrain import Grammars
-from lmlab.generate.module_decoder import AnyDecoder, decoder_for
+from lmlab.generate.decoders import AnyDecoder, decoder_for
 from lmlab.generate.sampling import Sampling
 from lmlab.generate.score import Cost, Scored
 from lmlab.generate.search import Beam, Contrastive, Found, beam_search, contrastive_search
@@ -43,13 +43,15 @@ class Engine:
         start_id: int | None = None,
         decoder_start_id: int | None = None,
         prefix_cache_bytes: int = 256 << 20,
+        compile: bool = False,
     ) -> None:
         """`stop_ids` end an answer unless a request says otherwise, `start_id` stands before a document's first token;
         both default to the tokenizer's (end of document, end of turn) and to none without a tokenizer.
 
         Of an encoder-decoder a prompt goes to the encoder, and the answer begins after `decoder_start_id`, by default
         the tokenizer's padding token, as T5 has it (1910.10683). Of a prefix decoder the prompt is the prefix.
-        `prefix_cache_bytes`: memory for the beginnings of prompts, which requests that begin alike share.
+        `prefix_cache_bytes`: memory for the beginnings of prompts, which requests that begin alike share. `compile`: a
+        decoding step of fixed shapes, compiled by torch (compiled.py); the first steps then take long.
         """
         if max_batch < 1:
             raise Refused(f"max_batch is {max_batch}; expected 1 or more")
@@ -66,6 +68,7 @@ class Engine:
         if decoder_start_id is None:
             decoder_start_id = self.start_id if tokenizer is None else tokenizer.pad_id
         self.decoder_start_id, self.prefix_cache_bytes = decoder_start_id, prefix_cache_bytes
+        self.compile = compile
         self._decoders: dict[str, AnyDecoder] = {}
         if model.config.position != "glm-2d":  # else the first request is refused; what needs no decoder works
             self._decoder(precision)
@@ -248,7 +251,7 @@ class Engine:
 
     def _decoder(self, precision: Precision) -> AnyDecoder:
         if precision not in self._decoders:
-            self._decoders[precision] = decoder_for(self.model, precision)
+            self._decoders[precision] = decoder_for(self.model, precision, self.compile)
         return self._decoders[precision]
 
     def _request(self, name: str, prompt: Sequence[int], sampling: Sampling, streaming: bool = False) -> Request:

@@ -32,6 +32,7 @@ def load(
     max_batch: int = 32,
     device: str = "cpu",
     tokenizer: str | Path | None = None,
+    compile: bool = False,
 ) -> Model:
     """Open a MODEL: a run directory (its last trained language model), a stage's, a model's in lmlab's or Hugging
     Face's layout with or without tokenizer files, `hf:OWNER/NAME`, or `preset:NAME` (random weights). Raises Refused with
@@ -40,10 +41,12 @@ def load(
     `api:NAME@URL` is a model behind an OpenAI-compatible address (a `remote.RemoteModel`): `generate`, `chat`,
     `chat_stream` and `score` are the same calls, what needs the weights is refused, and `max_batch` is how many requests
     are under way at once. `tokenizer`: a directory with its tokenizer, where it is at hand; see `RemoteModel.score`.
+
+    `compile`: decode by a compiled step of fixed shapes, see `Engine`.
     """
     if is_address(reference):
-        if precision != "float32" or device != "cpu":
-            raise Refused(f"{reference}: precision and device are the server's choice; leave them out")
+        if precision != "float32" or device != "cpu" or compile:
+            raise Refused(f"{reference}: precision, device and compile are the server's choice; leave them out")
         own = None if tokenizer is None else Tokenizer.load(tokenizer)
         # One type for callers: what a remote model lacks, it refuses by name when it is asked for.
         return cast(Model, RemoteModel(parse_address(str(reference)), parallel=max_batch, tokenizer=own))
@@ -52,7 +55,7 @@ def load(
     folder = resolve(reference)
     network = load_model(folder).to(device)
     found = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
-    return Model(network, found, folder=folder, precision=precision, max_batch=max_batch)
+    return Model(network, found, folder=folder, precision=precision, max_batch=max_batch, compile=compile)
 
 
 class Model:
@@ -66,6 +69,7 @@ class Model:
         folder: Path | None = None,
         precision: Precision = "float32",
         max_batch: int = 32,
+        compile: bool = False,
     ) -> None:
         self.network, self.folder = network.eval(), folder
         self._tokenizer = tokenizer
@@ -79,6 +83,7 @@ class Model:
             stop_ids=stops,
             start_id=start,
             decoder_start_id=_decoder_start(folder),
+            compile=compile,
         )
 
     @property

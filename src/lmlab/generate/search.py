@@ -13,7 +13,7 @@ from torch import Tensor
 from lmlab.errors import Failed, Refused
 from lmlab.generate.batching import Request
 from lmlab.generate.cache import Cache
-from lmlab.generate.module_decoder import AnyDecoder
+from lmlab.generate.decoders import AnyDecoder
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,10 @@ class Found:
     score: float
 
 
-def begin(decoder: AnyDecoder, request: Request, rows: int) -> tuple[Cache, Tensor]:
-    """A cache with room for so many answers, the prompt in its row 0; hidden states (T, D) of the prompt."""
-    cache = Cache(decoder.config, rows, len(request.prompt) + request.limit, decoder.device)
+def begin(decoder: AnyDecoder, request: Request, rows: int, slack: int = 0) -> tuple[Cache, Tensor]:
+    """A cache with room for so many answers, the prompt in its row 0; hidden states (T, D) of the prompt. `slack`: how
+    many tokens may be taken back."""
+    cache = Cache(decoder.config, rows, len(request.prompt) + request.limit, decoder.device, slack)
     hidden_TD = decoder.prefill([request.prompt], cache=cache, rows=[0], sources=[request.source], prefix=True)
     return cache, hidden_TD
 
@@ -154,7 +155,7 @@ def contrastive_search(decoder: AnyDecoder, request: Request, settings: Contrast
         logprobs.append(float(values_K[best]))
         if ids[-1] in request.stop_ids:
             break
-        cache.copy_slot(best, place, K)
+        cache.copy_slot(best, place, range(K))
         before_SD = torch.cat((before_SD, states_KD[best : best + 1]))
         logits_V = decoder.logits(hidden_KD[best : best + 1])[0]
     stopped = bool(ids) and ids[-1] in request.stop_ids

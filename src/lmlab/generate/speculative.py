@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmlab.generate.batching import Request
 from lmlab.generate.cache import Cache
-from lmlab.generate.module_decoder import AnyDecoder
+from lmlab.generate.decoders import AnyDecoder
 from lmlab.generate.sampling import Sampling, kept_tokens, penalise
 from lmlab.generate.search import begin
 
@@ -82,10 +82,10 @@ def verify(
 class _Side:
     """One of the two models with its cache: `tokens` of the sequence stand in it."""
 
-    def __init__(self, decoder: AnyDecoder, request: Request) -> None:
+    def __init__(self, decoder: AnyDecoder, request: Request, tokens: int) -> None:
         self.decoder = decoder
         self.cache: Cache
-        self.cache, hidden_TD = begin(decoder, request, 1)
+        self.cache, hidden_TD = begin(decoder, request, 1, tokens)
         self.tokens = len(request.prompt)
         self.last_V = decoder.logits(hidden_TD[-1:])[0]
 
@@ -112,7 +112,7 @@ def speculate(target: AnyDecoder, draft: AnyDecoder, request: Request, tokens: i
 
     if request.done:
         return
-    large, small = _Side(target, request), _Side(draft, request)
+    large, small = _Side(target, request, tokens), _Side(draft, request, tokens)
     tally.passes += 1
     if bool(large.last_V.isnan().any()):
         request.accept(0, float("nan"))
