@@ -204,7 +204,7 @@ class ModuleDecoder:
                 cross = block.cross_attention
 
                 def recall(x_ND: Tensor, layer: int = layer, cross: Attention = cross) -> Tensor:
-                    q_NHK = _queries(cross, x_ND)
+                    q_NHK = cross.queries(x_ND)
                     found = [_attend_memory(q_NHK[a:b], m, layer, cross) for (a, b), m in zip(spans, memories)]
                     return cross.out(torch.cat(found))
 
@@ -242,39 +242,16 @@ class ModuleDecoder:
 
     def _remember(self, source: Sequence[int]) -> Memory:
         memory_SD = self.lean.encode(torch.tensor([list(source)], device=self.device))[0]
-        found = []
-        for block in self.blocks:
-            cross = cast(Attention, block.cross_attention)
-            k_SG, v_SG = cross.k(memory_SD), cross.v(memory_SD)
-            if cross.norm_all and cross.k_norm is not None:
-                k_SG = cross.k_norm(k_SG)
-            k_SGK, v_SGK = (each.view(-1, cross.kv_heads, cross.head_dim) for each in (k_SG, v_SG))
-            if not cross.norm_all and cross.k_norm is not None:
-                k_SGK = cross.k_norm(k_SGK)
-            found.append((k_SGK, v_SGK))
-        return found
-
-
-def _queries(attention: Attention, x_ND: Tensor) -> Tensor:
-    q_NH = attention.q(x_ND)
-    if attention.norm_all and attention.q_norm is not None:
-        q_NH = attention.q_norm(q_NH)
-    q_NHK = q_NH.view(-1, attention.heads, attention.head_dim)
-    return q_NHK if attention.norm_all or attention.q_norm is None else attention.q_norm(q_NHK)
+        return [cast(Attention, block.cross_attention).keys_values(memory_SD) for block in self.blocks]
 
 
 def projected(
     attention: Attention, x_ND: Tensor, turn: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """(q (N, H, K), Transformer-XL's q of positions or None, k and v (N, G, K)), normalised and rotated."""
-    q_NHK, k_NG, v_NG = _queries(attention, x_ND), attention.k(x_ND), attention.v(x_ND)
-    if attention.norm_all and attention.k_norm is not None:
-        k_NG = attention.k_norm(k_NG)
-    k_NGK, v_NGK = (each.view(-1, attention.kv_heads, attention.head_dim) for each in (k_NG, v_NG))
-    if not attention.norm_all and attention.k_norm is not None:
-        k_NGK = attention.k_norm(k_NGK)
+    q_NHK, (k_NGK, v_NGK) = attention.queries(x_ND), attention.keys_values(x_ND)
     if turn is not None:
-        q_NHK, k_NGK = (attention._rotate(each, *turn) for each in (q_NHK, k_NGK))
+        q_NHK, k_NGK = (attention.turned(each, *turn) for each in (q_NHK, k_NGK))
     if attention.relative is None:
         return q_NHK, None, k_NGK, v_NGK
     return q_NHK + attention.content_bias, q_NHK + attention.position_bias, k_NGK, v_NGK
