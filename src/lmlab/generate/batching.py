@@ -239,7 +239,7 @@ class Scheduler:
         """Prompts into their rows, but for what is kept of their beginnings; their last logits."""
         begins = {row: self.shared.find(self.active[row].prompt) for row in fresh}
         starts = {row: CHUNK * len(blocks) for row, blocks in begins.items()}
-        for rows in _parts(fresh, [len(self.active[row].prompt) - starts[row] for row in fresh]):
+        for rows in passes(fresh, [len(self.active[row].prompt) - starts[row] for row in fresh]):
             batch = [self.active[row] for row in rows]
             # A window forgets what prompts begin with, so where that is kept they are computed beside it and moved.
             apart = cache.is_windowed and self.shared.budget > 0
@@ -310,7 +310,7 @@ def _adjusted(batch: Sequence[Request], logits_BV: Tensor) -> Tensor | None:
     return drawn_BV
 
 
-def _parts(rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+def passes(rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
     """Cut rows into passes of at most PREFILL_TOKENS tokens (or one long prompt); short prompts stand together."""
     parts: list[list[int]] = []
     filled = PREFILL_TOKENS

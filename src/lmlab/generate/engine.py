@@ -162,9 +162,8 @@ class Engine:
         sampling = Sampling(beam.max_new_tokens, stop_ids=beam.stop_ids)
         requests = [self._request(f"prompt {index}", prompt, sampling) for index, prompt in enumerate(prompts)]
         decoder = self._decoder(self.precision)
-        return [
-            [self._hypothesis(request, found) for found in beam_search(decoder, request, beam)] for request in requests
-        ]
+        found = beam_search(decoder, requests, beam, self.max_batch)
+        return [[self._hypothesis(each) for each in hypotheses] for hypotheses in found]
 
     def contrastive_search(
         self, prompts: Sequence[Sequence[int]], settings: Contrastive | None = None
@@ -174,9 +173,8 @@ class Engine:
         sampling = Sampling(settings.max_new_tokens, stop_ids=settings.stop_ids)
         requests = [self._request(f"prompt {index}", prompt, sampling) for index, prompt in enumerate(prompts)]
         decoder = self._decoder(self.precision)
-        return [
-            self._hypothesis(request, contrastive_search(decoder, request, settings)).completion for request in requests
-        ]
+        found = contrastive_search(decoder, requests, settings, self.max_batch)
+        return [self._hypothesis(each).completion for each in found]
 
     def speculate(
         self,
@@ -207,8 +205,9 @@ class Engine:
         for i, request in enumerate(requests):
             draft._request(f"draft model: prompt {i}", request.source or request.prompt, Sampling(1))
         tally = Tally()
+        decoders = self._decoder(self.precision), draft._decoder(draft.precision)
+        speculate(*decoders, requests, tokens, tally, self.max_batch)
         for request in requests:
-            speculate(self._decoder(self.precision), draft._decoder(draft.precision), request, tokens, tally)
             if request.error is not None:
                 raise request.error
         return [self._completion(request) for request in requests], tally
@@ -298,7 +297,7 @@ class Engine:
         scoring.check_ids(f"{name}: decoder_start_ids", start, self.model.config.vocab_size)
         return start
 
-    def _hypothesis(self, request: Request, found: Found) -> Hypothesis:
+    def _hypothesis(self, found: Found) -> Hypothesis:
         ids = list(found.ids)
         said = ids[:-1] if found.stopped else ids
         text = "" if self.tokenizer is None else self.tokenizer.decode(said)
