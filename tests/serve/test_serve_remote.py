@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -151,6 +153,27 @@ def test_lmlab_chat(address: str, folder) -> None:
     assert printable(lmlab.load(folder).chat(TURNS, 12)) in said.getvalue()
     with pytest.raises(Refused, match="is served already"):
         serve(load_models(address), port=0)
+
+
+def test_logits_that_are_no_numbers_stop_the_request_and_not_the_server(serve_at, tokenizer: Tokenizer) -> None:
+    shape = ModelConfig(
+        layers=1, d_model=16, heads=2, vocab_size=tokenizer.vocab_size, context_length=64, tie_embeddings=False
+    )
+    network = Transformer(shape).initialise(0)
+    (token,) = tokenizer.encode("~")
+    with torch.no_grad():
+        network.embedding.weight[token] = float("nan")
+    url = serve_at({"tiny": Model(network, tokenizer)})
+    good = {"model": "tiny", "prompt": "the quick", "max_tokens": 20, "temperature": 0}
+    with httpx2.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(4) as pool:
+        before = client.post("/v1/completions", json=good).json()["choices"][0]["text"]
+        bodies = [good, good | {"prompt": "the ~"}, good, good | {"prompt": "~", "stream": True}]
+        found = list(pool.map(lambda body: client.post("/v1/completions", json=body), bodies))
+        for answer in (found[0], found[2], client.post("/v1/completions", json=good)):
+            assert answer.status_code == 200 and answer.json()["choices"][0]["text"] == before
+        assert found[1].status_code == 500 and "are not numbers" in found[1].json()["error"]["message"]
+        assert "are not numbers" in found[3].text
+        assert client.get("/health").json() == {"status": "ok", "models": ["tiny"], "running": 0, "waiting": 0}
 
 
 def test_offsets_count_characters_where_a_token_is_a_part_of_one(serve_at, folder, tokenizer: Tokenizer) -> None:
