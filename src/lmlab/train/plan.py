@@ -43,7 +43,9 @@ def shape_of_width(given: Shape, d_model: int, vocab_size: int) -> ModelConfig:
     try:
         return ModelConfig.model_validate(merged)
     except ValidationError as error:
-        raise ValueError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
+        raise ValueError(
+            "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
+        ) from None
 
 
 def make_plan(
