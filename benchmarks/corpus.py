@@ -72,9 +72,10 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def documents(megabytes: float, seed: int = 0) -> Iterator[str]:
-    """About so many MB of documents of 200 to 20,000 characters, each a window of one text."""
+    """About so many MB of documents of 200 to 20,000 characters, each a window of one text; no paragraph over 4,000."""
     draw = random.Random(seed)
-    texts = [[p for p in re.split(r"\n\s*\n", text) if p.strip()] for text in _texts() if len(text) > 1000]
+    pieces = ([p for p in re.split(r"\n\s*\n", text) if p.strip() and len(p) < 4000] for text in _texts())
+    texts = [paragraphs for paragraphs in pieces if len(paragraphs) > 3]
     texts.sort(key=lambda paragraphs: (len(paragraphs), paragraphs[:1]))
     weights = [math.sqrt(sum(map(len, paragraphs))) for paragraphs in texts]
     left = megabytes * 1e6
