@@ -76,16 +76,42 @@ def _tokens(data, offsets, table, small, fold):
                 continue
             start, begin = i, np.uint64(0xCBF29CE484222325)
             h = good = begin
-            length = good_length = script = 0
-            letter, symbol = False, True
-            while i < end:
-                c, size = _character(data, i)
-                k = table[c] if c < LIMIT else np.uint16(0)
-                own = k // SCRIPT
-                if k & SPACE or (own and (script or not symbol)) or (script and not k & (MARK | PUNCTUATION) and not own):
+            good_length = script = 0
+            any_class, every_class = np.uint16(0), np.uint16(PUNCTUATION)
+            while i < end and not fold:  # the same as below for most of most texts: plain ASCII
+                b = data[i]
+                if b >= 0x80:
                     break
-                if own:
-                    script, h, good = own, begin, begin
+                k = table[b]
+                if k & SPACE:
+                    break
+                h = (h ^ np.uint64(b)) * np.uint64(0x100000001B3)
+                any_class |= k
+                every_class &= k
+                if b == 46:
+                    dots += 1
+                    ellipses += dots == 3
+                    dots = 0 if dots == 3 else dots
+                else:
+                    dots = 0
+                    sharps += b == 35
+                i += 1
+            length = i - start
+            characters += length
+            while i < end:
+                b = np.uint32(data[i])
+                c, size = (b, 1) if b < 0x80 else _character(data, i)
+                k = table[c] if c < LIMIT else np.uint16(0)
+                if k & SPACE:
+                    break
+                own = k // SCRIPT
+                if own or script:
+                    if own:
+                        if script or every_class == 0:
+                            break
+                        script, h, good = own, begin, begin
+                    elif not k & (MARK | PUNCTUATION):
+                        break
                 if fold and c < 0x600:
                     c = small[c]
                 if not script or own or k & MARK:
@@ -96,15 +122,19 @@ def _tokens(data, offsets, table, small, fold):
                         good, good_length = h, length
                     elif good_length == 0:
                         h, length = begin, 0
-                letter |= (k & ALPHA) != 0
-                symbol &= (k & PUNCTUATION) != 0
-                sharps += c == 35
-                dots = dots + 1 if c == 46 else 0
-                if dots == 3 or c == 0x2026:
-                    ellipses += 1
+                any_class |= k
+                every_class &= k
+                if c == 46:
+                    dots += 1
+                    if dots == 3:
+                        ellipses += 1
+                        dots = 0
+                else:
                     dots = 0
-                characters += 1
+                    sharps += c == 35
+                    ellipses += c == 0x2026
                 i += size
+                characters += 1
             open_line, returned = True, False
             if fold:
                 h, length = good, good_length
@@ -112,6 +142,7 @@ def _tokens(data, offsets, table, small, fold):
                     continue
             h = mix64(h)
             starts[n], ends[n], hashes[n], lengths[n] = start, i, h if h else np.uint64(1), length
+            symbol, letter = every_class != 0, (any_class & ALPHA) != 0
             kinds[n] = SYMBOL * symbol + LETTER * letter + NEWLINE * first + 16 * script
             first = False
             n += 1
@@ -217,27 +248,45 @@ def _most_lines(data, offsets):
 
 
 @kernel
-def _split_lines(data, start, end, least, table):
-    """Pieces between runs of at least `least` line ends: (pieces, repeated pieces, characters of those)."""
+def _pieces(data, start, end, line_table, block_table, out):
+    """Lines (pieces between runs of line ends) and paragraphs (pieces between runs of two and more) of a text: fills out
+    with (lines, repeated lines, characters of those, the same three of paragraphs)."""
     newlines = 0
     for i in range(start, end):
         newlines += data[i] == 10
     mask = _power_of_two(2 * (newlines + 1)) - 1
-    table[: mask + 1] = np.uint64(0)
-    pieces = twice = characters = 0
-    a = i = start
-    while i <= end:
+    line_table[: mask + 1] = np.uint64(0)
+    block_table[: mask + 1] = np.uint64(0)
+    out[:] = 0
+    block, block_characters = np.uint64(0), 0
+    i = start
+    while True:
+        h, characters = np.uint64(0xCBF29CE484222325), 0
+        while i < end and data[i] != 10:
+            h = (h ^ np.uint64(data[i])) * np.uint64(0x100000001B3)
+            characters += (data[i] & 0xC0) != 0x80
+            i += 1
+        h = mix64(h)
         run = i
         while run < end and data[run] == 10:
             run += 1
-        if i == end or run - i >= least:
-            pieces += 1
-            if _seen(table, mask, hash_bytes(data, a, i)):
-                twice += 1
-                characters += chars_in(data, a, i)
-            a = run
-        i = max(run, i + 1)
-    return pieces, twice, characters
+        out[0] += 1
+        if _seen(line_table, mask, h if h else np.uint64(1)):
+            out[1] += 1
+            out[2] += characters
+        block = mix64(block * np.uint64(31) + h)
+        block_characters += characters
+        if i == end or run - i > 1:
+            out[3] += 1
+            if _seen(block_table, mask, block if block else np.uint64(1)):
+                out[4] += 1
+                out[5] += block_characters
+            block, block_characters = np.uint64(0), 0
+        else:
+            block_characters += 1
+        if i == end:
+            break
+        i = run
 
 
 @kernel
@@ -252,9 +301,12 @@ def gopher_repetition(data, offsets, found, worth, wanted):
     largest = 1
     for d in range(n_docs):
         largest = max(largest, bounds[d + 1] - bounds[d])
-    table = np.zeros(_power_of_two(2 * max(_most_lines(data, offsets), largest)), np.uint64)
-    times, firsts = np.zeros(_power_of_two(2 * largest), np.int64), np.zeros(_power_of_two(2 * largest), np.int64)
+    lines = _power_of_two(2 * _most_lines(data, offsets))
+    table, blocks = np.zeros(max(lines, _power_of_two(2 * largest)), np.uint64), np.zeros(lines, np.uint64)
+    pieces = np.zeros(6, np.int64)
+    grams = np.zeros((_power_of_two(2 * largest), 2), np.uint64)  # an n-gram's hash; its first place and how often
     prefix, sums = np.zeros(largest + 1, np.uint64), np.zeros(largest + 1, np.int64)
+    places, slots = np.zeros(largest, np.int64), np.zeros(largest, np.int64)
     for d in range(n_docs):
         total = counts[d, 0]
         row = out[d]
@@ -263,18 +315,22 @@ def gopher_repetition(data, offsets, found, worth, wanted):
         if total == 0 or not wanted[d]:
             continue
         a, n = bounds[d], bounds[d + 1] - bounds[d]
-        if n:
-            pieces, twice, characters = _split_lines(data, starts[a], ends[a + n - 1], 2, table)
-            row[0], row[1] = twice / pieces, characters / total
-        pieces, twice, characters = _split_lines(data, offsets[d], offsets[d + 1], 1, table)
-        row[2], row[3] = twice / pieces, characters / total
+        _pieces(data, offsets[d], offsets[d + 1], table, blocks, pieces)
+        row[2], row[3] = pieces[1] / pieces[0], pieces[2] / total
+        if n:  # paragraphs are those of the text without white space around it
+            if starts[a] > offsets[d] or ends[a + n - 1] < offsets[d + 1]:
+                _pieces(data, starts[a], ends[a + n - 1], table, blocks, pieces)
+            row[0], row[1] = pieces[4] / pieces[3], pieces[5] / total
         words = 0.0
         for t in range(n):
             # A polynomial in an odd base: the hash of any run of tokens is one multiplication away.
             prefix[t + 1] = prefix[t] * np.uint64(0x9E3779B97F4A7C15) + hashes[a + t]
             sums[t + 1] = sums[t] + lengths[a + t]
             words += worth[kinds[a + t] >> 4]
-        capacity = _power_of_two(2 * n)
+        # An n-gram repeats only where its beginning does: `places` keeps, from size to size, where that is so.
+        many = n
+        for t in range(n):
+            places[t] = t
         for size in range(2, 11):
             span = int(size * n / words + 0.5) if words else size
             if n < span:
@@ -282,34 +338,46 @@ def gopher_repetition(data, offsets, found, worth, wanted):
             base = np.uint64(1)
             for _ in range(span):
                 base = base * np.uint64(0x9E3779B97F4A7C15)
-            table[:capacity] = np.uint64(0)
+            while many and places[many - 1] + span > n:
+                many -= 1
+            mask = _power_of_two(2 * many) - 1
             if size < 5:
-                times[:capacity] = 0
-                best = best_first = 0
-                for t in range(n - span + 1):
+                grams[: mask + 1] = np.uint64(0)
+                best, best_first = 1, 0
+                for j in range(many):
+                    t = places[j]
                     h = mix64(prefix[t + span] - prefix[t] * base)
                     h = h if h else np.uint64(1)
-                    i = np.int64(h & np.uint64(capacity - 1))
-                    while table[i] != np.uint64(0) and table[i] != h:
-                        i = (i + 1) & (capacity - 1)
-                    if table[i] == np.uint64(0):
-                        table[i], firsts[i] = h, t
-                    times[i] += 1
-                    if times[i] > best or (times[i] == best and firsts[i] < best_first):
-                        best, best_first = times[i], firsts[i]
+                    i = np.int64(h & np.uint64(mask))
+                    while grams[i, 0] != np.uint64(0) and grams[i, 0] != h:
+                        i = (i + 1) & mask
+                    if grams[i, 0] == np.uint64(0):
+                        grams[i, 0], grams[i, 1] = h, np.uint64(t) << np.uint64(32)
+                    grams[i, 1] += np.uint64(1)
+                    slots[j] = i
+                    times, place = np.int64(grams[i, 1] & np.uint64(0xFFFFFFFF)), np.int64(grams[i, 1] >> np.uint64(32))
+                    if times > best or (times == best and place < best_first):
+                        best, best_first = times, place
+                left = 0
+                for j in range(many):
+                    if grams[slots[j], 1] & np.uint64(0xFFFFFFFF) > np.uint64(1):
+                        places[left] = places[j]
+                        left += 1
+                many = left
                 long = sums[best_first + span] - sums[best_first]
                 for t in range(best_first + 1, best_first + span):
                     long += not (kinds[a + t] >= 16 and kinds[a + t - 1] >= 16)  # the space between two words
                 row[2 + size] = long * best / total
             else:
-                repeated = t = 0
-                while t + span <= n:
-                    h = mix64(prefix[t + span] - prefix[t] * base)
-                    if _seen(table, capacity - 1, h if h else np.uint64(1)):
-                        repeated += sums[t + span] - sums[t]
-                        t += span
-                    else:
-                        t += 1
+                table[: mask + 1] = np.uint64(0)
+                repeated = after = 0
+                for j in range(many):
+                    t = places[j]
+                    if t >= after:
+                        h = mix64(prefix[t + span] - prefix[t] * base)
+                        if _seen(table, mask, h if h else np.uint64(1)):
+                            repeated += sums[t + span] - sums[t]
+                            after = t + span
                 row[2 + size] = repeated / total
                 if repeated == 0:
                     break  # no run repeats, so no longer one does
