@@ -110,8 +110,14 @@ def write_documents(folder: Path, megabytes: float) -> tuple[int, int]:
 
 
 def _datatrove_filters() -> list[Any]:
-    from datatrove.pipeline.filters import C4QualityFilter, GopherQualityFilter, GopherRepetitionFilter
-    from datatrove.pipeline.filters import c4_filters, gopher_quality_filter, gopher_repetition_filter
+    from datatrove.pipeline.filters import (
+        C4QualityFilter,
+        GopherQualityFilter,
+        GopherRepetitionFilter,
+        c4_filters,
+        gopher_quality_filter,
+        gopher_repetition_filter,
+    )
 
     for module in (gopher_quality_filter, gopher_repetition_filter):
         module.split_into_words = lambda text, language: text.split()
@@ -265,7 +271,9 @@ def main() -> None:
         print("agreement:", json.dumps(found))
         for each, n in Counter((d["datatrove"], d["lmlab"]) for d in differing).most_common():
             print(f"  datatrove {each[0]!r:.60}, lmlab {each[1]!r}: {n}")
-        Path(tempfile.gettempdir(), "lmlab-differing.json").write_text(json.dumps(differing, ensure_ascii=False, indent=1))
+        Path(tempfile.gettempdir(), "lmlab-differing.json").write_text(
+            json.dumps(differing, ensure_ascii=False, indent=1)
+        )
     if wanted.part in ("all", "rules"):
         rules(wanted.megabytes, wanted.rounds, wanted.cores)
     for part, script in (("dedup", "corpus_dedup.py"), ("tokens", "corpus_tokens.py")):

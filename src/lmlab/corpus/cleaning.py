@@ -2,10 +2,10 @@
 
 The rules are those of Raffel et al. (1910.10683, section 2.2) as its published builders apply them, one line at a time
 in this order: a word too long, citation marks taken out, no mark at the end, too few words, "lorem ipsum" (drops the
-page), "javascript", a curly bracket (drops the page), a policy phrase. `tests/corpus/twins.py` holds the slow twin.
+page), "javascript", a curly bracket (drops the page), a policy phrase. `tests/corpus/rule_twins.py` holds the slow twin.
 """
 
-# ruff: noqa: PLR0912, PLR0915 (kernels: one loop over the text, positional arguments only)
+# ruff: noqa: PLR0912, PLR0915, SIM110 (kernels: one loop over the text, positional arguments only)
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -157,7 +157,7 @@ def c4(data, offsets, found, worth, longest, least, marks, wide_marks, needed, p
                 skip = 0
                 if len(needed[1]) and data[i] == 91:
                     skip = _citation(data, i, stop)
-                    if skip == 0 and _is(data, i, stop, needed[0][0], needed[1][0]) and 97 <= data[i + 1]:
+                    if skip == 0 and _is(data, i, stop, needed[0][0], needed[1][0]) and data[i + 1] >= 97:
                         skip = needed[1][0]
                 if skip:
                     row[10] += 1

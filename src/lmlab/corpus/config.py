@@ -9,11 +9,13 @@ from pydantic import Field, field_validator, model_validator
 from lmlab.config import Config
 from lmlab.corpus.characters import Spaceless
 from lmlab.corpus.steps.c4 import C4
+from lmlab.corpus.steps.classifier import Classifier
 from lmlab.corpus.steps.fineweb import FineWeb
 from lmlab.corpus.steps.gopher import Gopher
 from lmlab.corpus.steps.keywords import Keywords
 from lmlab.corpus.steps.language import Language
 from lmlab.corpus.steps.normalise import Normalise
+from lmlab.corpus.steps.perplexity import Perplexity
 from lmlab.corpus.steps.redact import Redact
 from lmlab.corpus.steps.roots import Roots
 from lmlab.corpus.steps.rules import CodeRules, ProseRules
@@ -128,6 +130,8 @@ class CorpusConfig(Config):
     roots: Roots = Roots()
     keywords: Keywords = Keywords()
     spaceless: Spaceless = Spaceless()
+    perplexity: Perplexity = Perplexity()
+    classifier: Classifier = Classifier()
     redact: Redact = Redact()
     exact_duplicates: bool = True
     near_duplicates: NearDuplicates = NearDuplicates()

@@ -1,6 +1,6 @@
 """ROOTS's signals as a kernel: repeated character and word n-grams, special characters, stop words, flagged words.
 
-The definitions are those of the filtering code of Laurencon et al. (2303.03915, appendix). `tests/corpus/twins.py`
+The definitions are those of the filtering code of Laurencon et al. (2303.03915, appendix). `tests/corpus/rule_twins.py`
 holds the slow twin.
 """
 
@@ -77,6 +77,7 @@ def roots(points, places, bounds, hashes, kinds, worth, table, sizes, stops, sto
     seen, times = np.zeros(capacity, np.uint64), np.zeros(capacity, np.int64)
     for d in range(n_docs):
         row = out[d]
+        row[4] = np.nan if which[d] < 0 else 0.0
         a, n = places[d], places[d + 1] - places[d]
         if n == 0:
             continue
@@ -92,7 +93,6 @@ def roots(points, places, bounds, hashes, kinds, worth, table, sizes, stops, sto
             row[1] = counted[m - top :].sum() / counted.sum()
         a, n = bounds[d], bounds[d + 1] - bounds[d]
         words = common = bad = 0.0
-        row[4] = np.nan if which[d] < 0 else 0.0
         for t in range(a, a + n):
             weight = worth[kinds[t] >> 4]
             words += weight

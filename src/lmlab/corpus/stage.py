@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmlab.corpus import contamination, dedup, engine, readers, statistics, store
+from lmlab.corpus import contamination, dedup, engine, quality, readers, statistics, store
 from lmlab.corpus.arrow import compute as pc
 from lmlab.corpus.build import DecideStep, Decision, read_tasks
 from lmlab.corpus.config import CorpusConfig
@@ -51,6 +51,9 @@ def run(context: Context) -> dict[str, Any]:
         tasks = read_tasks(config, listings, work)
         _do(context, 0, "reading", tasks)
         rejected = _rejected(config, tasks, work, out)
+        tasks = quality.passes(
+            config.perplexity, config.classifier, tasks, out, work, lambda title, some: _do(context, 0, title, some)
+        )
         decisions = _duplicates(context, tasks, work)
         _contamination(context, tasks, work, decisions)
         final = [
@@ -201,6 +204,7 @@ def _summarise(config: CorpusConfig, out: Path, rejected: dict[str, int], skippe
             )
     found["rejected"], found["passed_over"] = rejected, skipped
     write_json(out / "statistics.json", found)
+    quality.report(config.perplexity, config.classifier, out)
     write_json(out / "results.json", results)
 
 

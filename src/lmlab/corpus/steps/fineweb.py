@@ -8,7 +8,7 @@ from pydantic import Field
 from lmlab.config import Config
 from lmlab.corpus.characters import Spaceless, classes
 from lmlab.corpus.steps.thresholds import Batch, first_broken
-from lmlab.corpus.tokens import fineweb
+from lmlab.corpus.web import fineweb
 
 SIGNALS = ("lines", "punctuated_lines", "short_lines", "duplicate_line_chars", "newlines_per_word")
 

@@ -7,6 +7,8 @@ counted, and the most frequent n-gram counts as often as it occurs, overlapping 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
@@ -14,7 +16,7 @@ from pydantic import Field
 from lmlab.config import Config
 from lmlab.corpus.characters import Spaceless
 from lmlab.corpus.steps.thresholds import Batch, StopWords, first_broken
-from lmlab.corpus.tokens import gopher_quality, gopher_repetition
+from lmlab.corpus.web import gopher_quality, gopher_repetition
 
 QUALITY = (
     "words", "mean_word_length", "hash_ratio", "ellipsis_ratio", "bullet_lines", "ellipsis_lines", "alphabetic_words",
@@ -88,5 +90,8 @@ class GopherStep:
         repetition = gopher_repetition(data, offsets, batch.tokens, self.worth, passed)
         later = first_broken(repetition, REPETITION, self.config)
         reasons = [first or second for first, second in zip(reasons, later, strict=True)]
-        columns = {"gopher_signals": (QUALITY, quality), "gopher_repetition": (REPETITION, repetition)}
+        columns: dict[str, tuple[Sequence[str], np.ndarray]] = {
+            "gopher_signals": (QUALITY, quality),
+            "gopher_repetition": (REPETITION, repetition),
+        }
         return batch.result(table, self.name, columns, reasons)

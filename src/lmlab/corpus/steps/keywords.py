@@ -56,7 +56,9 @@ class Keywords(Config):
 
     @property
     def enabled(self) -> bool:
-        return any(limit is not None for limit in (self.max_html, self.max_links, self.max_boilerplate, self.max_offensive))
+        return any(
+            limit is not None for limit in (self.max_html, self.max_links, self.max_boilerplate, self.max_offensive)
+        )
 
 
 def read_list(path: str, where: str) -> list[str]:

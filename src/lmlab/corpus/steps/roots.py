@@ -15,6 +15,7 @@ from lmlab.config import Config
 from lmlab.corpus.arrow import compute as pc
 from lmlab.corpus.characters import Spaceless, classes
 from lmlab.corpus.repetition import SIGNALS, roots
+from lmlab.corpus.steps.keywords import read_list
 from lmlab.corpus.steps.step import with_text
 from lmlab.corpus.steps.thresholds import Batch, StopWords, first_broken
 from lmlab.corpus.tokens import hashes_of, tokens
@@ -26,7 +27,10 @@ ENGLISH = """
     their them then there these they this those through time to too two under up us use used very was way we well were
     what when where which while who will with would you your
 """
-CHINESE = "的一是了我不在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生自会那后能对着事其里所去行过家十用发天如然作方成者多都"
+CHINESE = """
+    的一是了我不在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生自会那后能对着事其里
+    所去行过家十用发天如然作方成者多都
+"""
 
 
 class Thresholds(Config):
@@ -66,7 +70,9 @@ class Roots(Config):
         }
     )
     """Thresholds by language. A language that is not listed has English's, less the bound on stop words."""
-    stop_words: dict[str, list[str]] = Field(default_factory=lambda: {"en": ENGLISH.split(), "zh": list(CHINESE)})
+    stop_words: dict[str, list[str]] = Field(
+        default_factory=lambda: {"en": [*ENGLISH.split()], "zh": [*"".join(CHINESE.split())]}
+    )
     flagged_words: str | None = None
     """A file of words, one a line, that `max_flagged_words` bounds."""
     max_word_length: int | None = Field(default=25, ge=1)
@@ -85,8 +91,6 @@ class RootsStep:
     name = "roots"
 
     def __init__(self, config: Roots, spaceless: Spaceless) -> None:
-        from lmlab.corpus.steps.keywords import read_list
-
         flagged = read_list(config.flagged_words, "roots.flagged_words") if config.flagged_words else []
         self.config, self.worth = config, spaceless.worth()
         self.identity = ["roots", 1, config.model_dump(), spaceless.model_dump(), flagged]
