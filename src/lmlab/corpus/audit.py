@@ -3,8 +3,10 @@
 Quality filters were found to remove dialect and colloquial text (survey, 4.1.2; Gururangan et al. 2022, 2201.10474). A
 slice is a value of a column, of a field of the documents' `meta`, or a bin of length. For each slice: how many documents
 reached the step, the share that it removed with Wilson's interval, and how many times the share of all other documents
-that is (risk ratio, Katz et al. 1978). A slice is warned of where the ratio is at least `ratio` and its interval, widened
-for as many slices as were looked at (Bonferroni), lies above 1.
+that is (risk ratio, Katz et al. 1978), and the same of the share that stays: where nearly all goes, only that one tells
+slices apart. A slice is warned of where the first is at least `ratio` or the second at most 1 / `ratio` (for 1.25 the
+four-fifths rule of employment law), and its interval, widened for as many slices as were looked at (Bonferroni), does
+not hold 1.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ def audit(
     `meta`; by default the first three and every field there is. steps: those that dropped something, by default.
 
     Returns {"path", "ratio", "steps": {STEP: {"removed": RATE, "slices": {BY: {VALUE: SLICE}}, "warnings": [text]}}}
-    with RATE = {value, low, high, n} and SLICE = {"removed": RATE, "ratio": {value, low, high}, "warned": bool}.
+    with RATE = {value, low, high, n} and SLICE = {"removed": RATE, "ratio": TIMES, "kept_ratio": TIMES, "warned": bool},
+    TIMES = {value, low, high}.
     Raises Refused for an unknown name.
     """
     path = Path(stage_dir) / EXEMPT
@@ -135,20 +138,26 @@ def judge(counts: Counter[Key], step: str, exempt: Sequence[str], ratio: float) 
         for value in values:
             n, x = reached[kind, value], removed[kind, value]
             times, spread = _ratio(x, n, gone - x, total - n)
-            warned = n >= LEAST and total > n and times >= ratio and times * math.exp(-wide * spread) > 1
+            stays, stay_spread = _ratio(n - x, n, total - n - gone + x, total - n)
+            more = times >= ratio and times * math.exp(-wide * spread) > 1
+            less = stays <= 1 / ratio and stays * math.exp(wide * stay_spread) < 1
+            warned = n >= LEAST and total > n and (more or less)
             slices.setdefault(kind, {})[value] = {
                 "removed": proportion(x, n).to_json(),
-                "ratio": {
-                    "value": times, "low": times * math.exp(-1.96 * spread), "high": times * math.exp(1.96 * spread),
-                },
+                "ratio": _interval(times, spread),
+                "kept_ratio": _interval(stays, stay_spread),
                 "warned": warned,
-            }  # fmt: skip
+            }
             if warned:
-                warnings.append(
-                    f"{step} removes {x / n:.0%} of {kind} '{value}' ({x:,} of {n:,}), {times:.1f} times as much as of "
-                    f"the rest ({(gone - x) / (total - n):.0%})"
-                )
+                text = f"{step} removes {x / n:.1%} of {kind} '{value}' ({x:,} of {n:,}) and "
+                text += f"{(gone - x) / (total - n):.1%} of the rest: {times:.2f} times as much removed, "
+                warnings.append(text + f"{stays:.2f} times as much kept")
     return {"removed": proportion(gone, total).to_json(), "slices": slices, "warnings": warnings}
+
+
+def _interval(times: float, spread: float) -> dict[str, float]:
+    half = math.exp(1.96 * spread)
+    return {"value": times, "low": times / half, "high": times * half}
 
 
 def _ratio(x: int, n: int, y: int, m: int) -> tuple[float, float]:
@@ -163,16 +172,20 @@ def _ratio(x: int, n: int, y: int, m: int) -> tuple[float, float]:
 
 def format_audit(found: dict[str, Any]) -> str:
     """`audit`'s answer for a terminal."""
-    out = [f"corpus {found['path']}: what each step removes, by slice (95% intervals; times the rest)"]
+    out = [
+        f"corpus {found['path']}: what each step removes, by slice (95% intervals), and how",
+        "many times as much as of the rest it removes and keeps",
+    ]
     for step, part in found["steps"].items():
         whole = part["removed"]
         out += ["", f"{step}: {whole['value']:.1%} of {whole['n']:,} documents that reached it"]
         for kind, values in part["slices"].items():
             for value, cell in values.items():
-                rate, times = cell["removed"], cell["ratio"]
+                rate, times, stays = cell["removed"], cell["ratio"], cell["kept_ratio"]
                 out.append(
                     f"  {kind:<12.12} {value:<24.24} {rate['value']:>7.1%} [{rate['low']:.1%}, {rate['high']:.1%}] "
-                    f"of {rate['n']:>8,}   {times['value']:>6.2f} [{times['low']:.2f}, {times['high']:.2f}]"
+                    f"of {rate['n']:>8,}   removed {times['value']:.2f} [{times['low']:.2f}, {times['high']:.2f}]   "
+                    f"kept {stays['value']:.2f} [{stays['low']:.2f}, {stays['high']:.2f}]"
                     + ("   WARNING" if cell["warned"] else "")
                 )
         out += [f"  warning: {text}" for text in part["warnings"]]
