@@ -31,7 +31,7 @@ import sysconfig
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,7 @@ def _texts() -> Iterator[str]:
                 raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
                 text = raw.decode("utf-8")
                 if name.endswith(".py"):
-                    found = (ast.get_docstring(n) for n in ast.walk(ast.parse(text)) if isinstance(n, _DOCUMENTED))
-                    text = "\n\n".join(each for each in found if each)
+                    text = _docstrings(text)
             except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
             if name.endswith(".html"):
@@ -71,10 +70,21 @@ def _texts() -> Iterator[str]:
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def documents(megabytes: float, seed: int = 0) -> Iterator[str]:
+def library_texts() -> Iterator[str]:
+    """The docstrings of some of Python's own modules: enough for a test."""
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-d]*.py")):
+        yield _docstrings(path.read_text(encoding="utf-8"))
+
+
+def _docstrings(code: str) -> str:
+    found = (ast.get_docstring(node) for node in ast.walk(ast.parse(code)) if isinstance(node, _DOCUMENTED))
+    return "\n\n".join(each for each in found if each)
+
+
+def documents(megabytes: float, texts_of: Iterable[str], seed: int = 0) -> Iterator[str]:
     """About so many MB of documents of 200 to 20,000 characters, each a window of one text; no paragraph over 4,000."""
     draw = random.Random(seed)
-    pieces = ([p for p in re.split(r"\n\s*\n", text) if p.strip() and len(p) < 4000] for text in _texts())
+    pieces = ([p for p in re.split(r"\n\s*\n", text) if p.strip() and len(p) < 4000] for text in texts_of)
     texts = [paragraphs for paragraphs in pieces if len(paragraphs) > 3]
     texts.sort(key=lambda paragraphs: (len(paragraphs), paragraphs[:1]))
     weights = [math.sqrt(sum(map(len, paragraphs))) for paragraphs in texts]
@@ -98,7 +108,7 @@ def write_documents(folder: Path, megabytes: float) -> tuple[int, int]:
     folder.mkdir(parents=True)
     files = [(folder / f"{i:02d}.jsonl").open("w", encoding="utf-8") for i in range(SHARDS)]
     count = size = 0
-    for text in documents(megabytes):
+    for text in documents(megabytes, _texts()):
         files[count % SHARDS].write(json.dumps({"text": text, "id": str(count)}, ensure_ascii=False) + "\n")
         count, size = count + 1, size + len(text.encode())
     for file in files:
@@ -188,7 +198,7 @@ def timed(name: str, source: Path, cores: int, size: int) -> dict[str, float]:
 # --- agreement -------------------------------------------------------------------------------------------------
 
 
-def agreement(megabytes: float) -> dict[str, Any]:
+def agreement(megabytes: float, texts_of: Iterable[str]) -> dict[str, Any]:
     """Decisions, reasons and cleaned texts of both, document by document."""
     import pyarrow as pa
     from datatrove.data import Document
@@ -196,7 +206,7 @@ def agreement(megabytes: float) -> dict[str, Any]:
     from lmlab.corpus.engine import apply
     from lmlab.corpus.steps.step import DOCUMENT
 
-    texts = list(documents(megabytes))
+    texts = list(documents(megabytes, texts_of))
     theirs: list[tuple[bool, str]] = []
     filters = _datatrove_filters()
     for text in texts:
@@ -266,7 +276,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, nargs="+", default=[1, 2])
     wanted = parser.parse_args()
     if wanted.part in ("all", "agreement"):
-        found = agreement(min(wanted.megabytes, 16))
+        found = agreement(min(wanted.megabytes, 16), _texts())
         differing = found.pop("differing")
         print("agreement:", json.dumps(found))
         for each, n in Counter((d["datatrove"], d["lmlab"]) for d in differing).most_common():
