@@ -137,7 +137,7 @@ class Quality:
         rows, columns, values = _features(found.bounds, found.hashes, self.settings.bits, self.settings.ngram)
         which = np.array([1 - half(each) for each in documents], np.int64)
         z = _margins(rows, columns, values, self.weights, which)
-        return 1 / (1 + np.exp(-(self.scale[which, 0] * z + self.scale[which, 1])))
+        return _sigmoid(self.scale[which, 0] * z + self.scale[which, 1])
 
     def save(self, folder: Path, report: dict[str, Any]) -> None:
         """Write `model.safetensors` and `classifier.json` (settings, and the report on its training)."""
@@ -201,23 +201,38 @@ def train(
     return quality, calibration(quality.score(documents, found), good)
 
 
-def _platt(margins: np.ndarray, good: np.ndarray, steps: int = 50) -> tuple[float, float]:
-    """Slope and offset of P(good) = sigmoid(a z + b) at equal shares, by Newton's method with a weak prior at (1, 0)."""
-    a, b = 1.0, 0.0
-    n = len(margins)
-    if not 0 < good.sum() < n:
-        return a, b
-    w = np.where(good, 0.5 / good.mean(), 0.5 / (1 - good.mean()))
-    X = np.stack([margins, np.ones(n)], axis=1)
+def _platt(margins: np.ndarray, good: np.ndarray, steps: int = 100) -> tuple[float, float]:
+    """Slope and offset of P(good) = sigmoid(a z + b) at equal shares: Newton's method, a step halved until it helps.
+
+    Targets are Platt's, a little inside 0 and 1, so that a class that is told apart without an error stays finite.
+    """
+    n, m = int(good.sum()), int((~good).sum())
+    if not n or not m:
+        return 1.0, 0.0
+    size = max(float(np.abs(margins).max()), 1e-9)
+    X = np.stack([margins / size, np.ones(n + m)], axis=1)
+    w = np.where(good, 0.5 / n, 0.5 / m)
+    target = np.where(good, (n + 1) / (n + 2), 1 / (m + 2))
+
+    def loss(at: np.ndarray) -> float:
+        z = X @ at
+        return float(w @ (np.logaddexp(0, z) - target * z))
+
+    at = np.zeros(2)
     for _ in range(steps):
-        p = 1 / (1 + np.exp(-np.clip(a * margins + b, -30, 30)))
-        gradient = X.T @ (w * (p - good)) + np.array([a - 1, b])
-        hessian = (X * (w * p * (1 - p))[:, None]).T @ X + np.eye(2)
-        step = np.linalg.solve(hessian, gradient)
-        a, b = a - step[0], b - step[1]
-        if np.abs(step).max() < 1e-10:
+        p = _sigmoid(X @ at)
+        hessian = (X * (w * p * (1 - p))[:, None]).T @ X + 1e-9 * np.eye(2)
+        step = np.linalg.solve(hessian, X.T @ (w * (p - target)))
+        while loss(at - step) > loss(at) and np.abs(step).max() > 1e-9:
+            step = step / 2
+        at = at - step
+        if np.abs(step).max() < 1e-9:
             break
-    return max(float(a), 1e-3), float(b)
+    return max(float(at[0] / size), 1e-6), float(at[1])
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(z, -60, 60)))
 
 
 def calibration(scores: np.ndarray, good: np.ndarray, bins: int = 10) -> dict[str, Any]:
