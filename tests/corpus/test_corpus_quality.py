@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import random
 from collections import Counter
 from pathlib import Path
@@ -18,8 +19,9 @@ from lmlab.corpus.audit import audit, format_audit, judge
 from lmlab.corpus.config import CorpusConfig
 from lmlab.corpus.inspect import format_why, why
 from lmlab.corpus.ngram import NgramModel
+from lmlab.corpus.stage import STAGE
 from lmlab.corpus.steps.classifier import draw
-from lmlab.corpus.steps.perplexity import BucketStep, Perplexity, cutoffs, open_scorer
+from lmlab.corpus.steps.perplexity import BucketStep, NamedScorer, Perplexity, cutoffs
 from lmlab.corpus.tokens import tokens
 from lmlab.errors import Refused
 from tests.corpus.helpers import WORDS, build, prose, table
@@ -174,10 +176,10 @@ def test_a_scorer_of_the_users_own_and_what_is_refused(tmp_path: Path, web: dict
     build(out, perplexity={"scorer": "tests.corpus.test_corpus_quality:lengths", "model": "x"}, **web)
     assert {row["perplexity"] for row in rows(out)} == {4.0}
     with pytest.raises(Refused, match="expected module:function"):
-        open_scorer(Perplexity(scorer="nowhere"))
+        NamedScorer(Perplexity(scorer="nowhere")).open()
     (tmp_path / NgramModel.FILE).write_text("nothing")
     with pytest.raises(Refused, match="is no saved n-gram model"):
-        open_scorer(Perplexity(model=str(tmp_path)))
+        STAGE.sources(CorpusConfig.model_validate({"perplexity": {"model": str(tmp_path)}}))
 
 
 def lengths(model: str):
@@ -197,7 +199,8 @@ def test_any_checkpoint_gives_perplexity(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(texts, vocab_size=300)
     network = Transformer(ModelConfig(layers=1, d_model=16, heads=2, vocab_size=300, context_length=32))
     save_model(tmp_path / "model", network, tokenizer)
-    bits, units = open_scorer(Perplexity(model=str(tmp_path / "model")))([texts[0], texts[1], ""])
+    scorer = pickle.loads(pickle.dumps(NamedScorer(Perplexity(model=str(tmp_path / "model")))))
+    bits, units = scorer([texts[0], texts[1], ""])
     model = load(tmp_path / "model")
     ids = model.tokenizer.encode_batch(texts[:2])
     assert units.tolist() == [len(ids[0]), len(ids[1]), 0] and bits[2] == 0

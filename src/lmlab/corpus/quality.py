@@ -23,13 +23,38 @@ from lmlab.corpus.engine import Task
 from lmlab.corpus.ngram import NgramModel
 from lmlab.corpus.split import position
 from lmlab.corpus.steps.classifier import Classifier, ClassifierStep
-from lmlab.corpus.steps.perplexity import BucketStep, Perplexity, PerplexityStep, cutoffs, ngram_scorer, open_scorer
+from lmlab.corpus.steps.perplexity import (
+    BucketStep,
+    NamedScorer,
+    NgramScorer,
+    Perplexity,
+    PerplexityStep,
+    cutoffs,
+    saved_ngram,
+)
 from lmlab.corpus.tokens import tokens
 from lmlab.errors import Refused
 from lmlab.progress import say
 from lmlab.run import digest, identity, write_json
 
 Do = Callable[[str, list[Task]], None]
+
+
+def files(perplexity: Perplexity, classifier: Classifier) -> list[Path]:
+    """The saved models that the settings name, which belong to the stage's fingerprint. Raises Refused where a
+    classifier or an n-gram model is named that is none, and for a scorer that cannot be imported."""
+    found: list[Path] = []
+    if classifier.model is not None:
+        folder = Path(classifier.model).expanduser()
+        classify.Quality.load(folder, "classifier.model")
+        found += [folder / "classifier.json", folder / "model.safetensors"]
+    if perplexity.enabled and not perplexity.train:
+        saved = saved_ngram(perplexity)
+        if saved or perplexity.scorer:
+            NamedScorer(perplexity).open()
+        place = saved or Path(perplexity.model or "nowhere").expanduser()
+        found += [place] if saved or place.is_dir() else []
+    return found
 
 
 def passes(
@@ -128,9 +153,9 @@ def _perplexity(config: Perplexity, tasks: list[Task], folder: Path, work: Path,
         if not made.exists() or json.loads(made.read_text()) != known:
             NgramModel.train(_training(config, tasks), config.order).save(path)
             write_json(made, known)
-        scorer = ngram_scorer(NgramModel.load(path))
+        scorer = NgramScorer(NgramModel.load(path))
     else:
-        scorer = open_scorer(config)
+        scorer = NamedScorer(config)
         place = Path(config.model).expanduser() if config.model else None
         if place is not None and place.is_dir():
             known = [*known, identity(place)]

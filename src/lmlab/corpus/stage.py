@@ -21,6 +21,7 @@ from lmlab.corpus.build import DecideStep, Decision, read_tasks
 from lmlab.corpus.config import CorpusConfig
 from lmlab.corpus.engine import Task
 from lmlab.corpus.readers import hub
+from lmlab.corpus.steps.keywords import word_lists
 from lmlab.errors import Failed
 from lmlab.progress import read_jsonl, say
 from lmlab.run import Context, StageKind, write_atomic, write_json
@@ -38,6 +39,8 @@ def sources(config: CorpusConfig) -> list[Path]:
         for file in readers.listing(source, f"sources[{place}]").files:
             if file.local is not None:
                 found[file.local] = None
+    found.update(dict.fromkeys(quality.files(config.perplexity, config.classifier)))
+    found.update(dict.fromkeys(word_lists(config.keywords, config.roots)))
     return list(found)
 
 

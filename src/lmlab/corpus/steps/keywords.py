@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,6 +72,17 @@ def read_list(path: str, where: str) -> list[str]:
     if not words:
         raise Refused(f"{where}: {path}: holds no word; expected one a line")
     return words
+
+
+def word_lists(keywords: Keywords, roots: Any) -> list[Path]:
+    """The files of words that the settings name. Raises Refused for one that cannot be read."""
+    named = {"keywords.offensive_words": keywords.offensive_words, "roots.flagged_words": roots.flagged_words}
+    given = {where: path for where, path in named.items() if path}
+    for where, path in given.items():
+        read_list(path, where)
+    if keywords.max_offensive is not None and not keywords.offensive_words:
+        raise Refused("keywords.max_offensive: needs keywords.offensive_words, a file with a word a line")
+    return [Path(path).expanduser() for path in given.values()]
 
 
 class KeywordsStep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -59,23 +60,57 @@ class Perplexity(Config):
         return self
 
 
-def ngram_scorer(model: NgramModel) -> Scorer:
-    return lambda texts: (model.bits(texts), np.array([len(text.encode("utf-8")) for text in texts], float))
+class NgramScorer:
+    """An n-gram model as a scorer: a unit is a byte."""
+
+    def __init__(self, model: NgramModel) -> None:
+        self.model = model
+
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return self.model.bits(texts), np.array([len(text.encode("utf-8")) for text in texts], float)
 
 
-def open_scorer(config: Perplexity, where: str = "perplexity") -> Scorer:
-    """The scorer that the settings name. Raises Refused where there is none."""
+class NamedScorer:
+    """The scorer that the settings name, opened where it is used: another process opens its own. One text after the
+    other goes through it, since a network's engine serves one caller."""
+
+    def __init__(self, config: Perplexity) -> None:
+        self.config = config
+        self._opened: Scorer | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["config"])
+
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        with self._lock:
+            if self._opened is None:
+                self._opened = self.open()
+            return self._opened(texts)
+
+    def open(self) -> Scorer:
+        """Raises Refused where the settings name none."""
+        if saved := saved_ngram(self.config):
+            return NgramScorer(NgramModel.load(saved))
+        dotted = self.config.scorer or NETWORK
+        module, _, name = dotted.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise Refused(f"perplexity.scorer: '{dotted}': {error}; expected module:function") from None
+        return found(self.config.model)
+
+
+def saved_ngram(config: Perplexity) -> Path | None:
+    """The file of an n-gram model, if that is what `model` names."""
     if config.scorer is None and config.model is not None:
-        for path in (Path(config.model), Path(config.model) / NgramModel.FILE):
+        for path in (Path(config.model).expanduser(), Path(config.model).expanduser() / NgramModel.FILE):
             if path.is_file() and path.name == NgramModel.FILE:
-                return ngram_scorer(NgramModel.load(path))
-    dotted = config.scorer or NETWORK
-    module, _, name = dotted.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise Refused(f"{where}.scorer: '{dotted}': {error}; expected module:function") from None
-    return found(config.model)
+                return path
+    return None
 
 
 class PerplexityStep:
