@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from lmlab.cli import app
 from lmlab.corpus import classify, store
 from lmlab.corpus.arrow import buffers
 from lmlab.corpus.audit import audit, format_audit, judge
@@ -213,21 +215,14 @@ def test_any_checkpoint_gives_perplexity(tmp_path: Path) -> None:
 def test_a_planted_bias_is_found_and_an_even_hand_is_not(tmp_path: Path) -> None:
     texts = [(prose(i), "formal") for i in range(600)] + [(slang(i), "colloquial") for i in range(600)]
     random.Random(0).shuffle(texts)
-    path = tmp_path / "web.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text, _ in texts))
+    records = [{"text": text, "register": name, "parity": i % 2} for i, (text, name) in enumerate(texts)]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (tmp_path / "good.jsonl").write_text("".join(json.dumps({"text": prose(i)}) + "\n" for i in range(5000, 5400)))
     sources = [{"name": n, "path": str(tmp_path / f"{n}.jsonl")} for n in ("good", "web")]
+    sources[1]["meta_fields"] = ["register", "parity"]
     out = tmp_path / "out"
     build(out, sources=sources, classifier={"good": ["good"], "bits": 14, "epochs": 2}, **OFF)
-    counts: Counter = Counter()
-    register = {text: name for text, name in texts}
-    for row in rows(out):
-        if row["source"] == "web":
-            counts["register", register[row["text"]], "", row["step"]] += 1
-            counts["", "", "", row["step"]] += 1
-            half = "even" if row["row"] % 2 else "odd"
-            counts["parity", half, "", row["step"]] += 1
-    found = judge(counts, "classifier", [], 1.25)
+    found = audit(out, ["register", "parity"])["steps"]["classifier"]
     assert found["slices"]["register"]["colloquial"]["warned"] and len(found["warnings"]) == 1
     assert "removes" in found["warnings"][0] and "colloquial" in found["warnings"][0]
     cell = found["slices"]["register"]["colloquial"]
@@ -235,6 +230,8 @@ def test_a_planted_bias_is_found_and_an_even_hand_is_not(tmp_path: Path) -> None
         cell["removed"]["low"] <= cell["removed"]["value"] <= cell["removed"]["high"]
         and cell["kept_ratio"]["high"] < 0.8
     )
+    shown = CliRunner().invoke(app, ["corpus", "audit", str(out), "--by", "register", "--json"])
+    assert json.loads(shown.stdout)["steps"]["classifier"]["slices"]["register"]["colloquial"]["warned"]
     written = json.loads((out / "audit.json").read_text())
     assert "good" not in written["steps"]["classifier"]["slices"].get("source", {})
     assert written["steps"]["classifier"]["removed"]["n"] == 1200
