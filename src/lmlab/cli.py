@@ -197,6 +197,23 @@ def corpus_inspect(
     _show(found, as_json, format_inspect(found))
 
 
+@corpus_app.command("audit")
+def corpus_audit(
+    place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],
+    by: Annotated[
+        list[str] | None, typer.Option("--by", help="source, language, length, kind, or a field of meta. Repeatable.")
+    ] = None,
+    step: Annotated[list[str] | None, typer.Option("--step", help="Only this step. Repeatable.")] = None,
+    ratio: Annotated[float, typer.Option("--ratio", help="Warn from so many times the rest's removal rate on.")] = 1.25,
+    as_json: Json = False,
+) -> None:
+    """What each dropping step removes by slice: removal rates with intervals, and warnings."""
+    from lmlab.corpus.audit import audit, format_audit
+
+    found = audit(_corpus(place), by or (), step or (), ratio=ratio)
+    _show(found, as_json, format_audit(found))
+
+
 @corpus_app.command("why")
 def corpus_why(
     place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],

@@ -16,13 +16,21 @@ from lmlab.corpus import readers, split
 from lmlab.corpus.config import CorpusConfig, SourceConfig
 from lmlab.corpus.engine import Task
 from lmlab.corpus.readers import File, Limits, Listing, Passed, Record, Reject
+from lmlab.corpus.steps.c4 import C4Step
+from lmlab.corpus.steps.fineweb import FineWebStep
+from lmlab.corpus.steps.gopher import GopherStep
+from lmlab.corpus.steps.keywords import KeywordsStep
 from lmlab.corpus.steps.language import LanguageStep
 from lmlab.corpus.steps.normalise import NormaliseStep
 from lmlab.corpus.steps.redact import RedactStep
+from lmlab.corpus.steps.roots import RootsStep
 from lmlab.corpus.steps.rules import RulesStep
 from lmlab.corpus.steps.step import DOCUMENT, Step, drop
 from lmlab.errors import Failed
 from lmlab.run import digest, write_json
+
+RULE_SETS = {"gopher": GopherStep, "c4": C4Step, "fineweb": FineWebStep, "roots": RootsStep}
+"""Published sets of rules, in the order in which they run."""
 
 BATCH_BYTES = 4 << 20
 BATCH_ROWS = 2000
@@ -34,6 +42,8 @@ def local_steps(config: CorpusConfig) -> list[Step]:
         NormaliseStep(config.normalise),
         LanguageStep(config.language),
         RulesStep(config.prose_rules, config.code_rules),
+        *[RULE_SETS[name](getattr(config, name), config.spaceless) for name in RULE_SETS if name in config.rule_sets],
+        *([KeywordsStep(config.keywords, config.spaceless)] if config.keywords.enabled else []),
         RedactStep(config.redact),
     ]
 
