@@ -50,6 +50,12 @@ def _chinchilla(theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return found, np.stack([first, second, third, -first * log_n, -second * log_d], -1)
 
 
+def _tied(theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Chinchilla's with one exponent for both: L = E + A / N^eta + B / D^eta (Gadre et al., 2403.08540), theta = (a, b, e, eta)."""
+    found, jacobian = _chinchilla(np.concatenate([theta, theta[:, 3:4]], 1), x)
+    return found, np.concatenate([jacobian[..., :3], jacobian[..., 3:4] + jacobian[..., 4:5]], -1)
+
+
 def _kaplan(theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """log L = a_D LSE((a_N / a_D)(n - log N), d - log D), theta = (n, d, a_N, a_D): the joint law of 2001.08361."""
     n, d, a_n, a_d = (theta[:, i, None] for i in range(4))
@@ -108,6 +114,13 @@ FORMS: dict[str, Form] = {
         _grid(FIVES, FIVES, (-1.0, -0.5, 0.0, 0.5, 1.0), HALVES, HALVES),
         lambda t: {"E": np.exp(t[:, 2]), "A": np.exp(t[:, 0]), "B": np.exp(t[:, 1]), "alpha": t[:, 3], "beta": t[:, 4]},
     ),
+    "overtraining": Form(
+        ("params", "tokens"),
+        ("log A", "log B", "log E", "eta"),
+        _tied,
+        _grid(FIVES, FIVES, (-1.0, -0.5, 0.0, 0.5, 1.0), (0.1, 0.3, 0.5, 1.0)),
+        lambda t: {"E": np.exp(t[:, 2]), "A": np.exp(t[:, 0]), "B": np.exp(t[:, 1]), "alpha": t[:, 3], "beta": t[:, 3]},
+    ),
     "kaplan": Form(
         ("params", "tokens"),
         ("log N_c", "log D_c", "a_N", "a_D"),
@@ -121,5 +134,5 @@ FORMS: dict[str, Form] = {
     "gpt4": _powers_above("compute"),
     "steps": _powers_above("steps"),
 }
-"""chinchilla: approach 3 from its 4,500 starts. kaplan: the joint L(N, D). power-*: one power law, nothing below it. gpt4:
+"""chinchilla: approach 3 from its 4,500 starts. overtraining: the same with alpha = beta. kaplan: the joint L(N, D). power-*: one power law, nothing below it. gpt4:
 L(C) = a C^b + c. steps: the same in optimizer steps, for a learning curve."""
