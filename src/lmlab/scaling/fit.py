@@ -24,7 +24,14 @@ INTERVAL = (5.0, 95.0)
 
 
 def fit(
-    runs: Runs, law: str, *, columns: Mapping[str, str], loss: str, group: str | None, bootstraps: int = 1000, seed: int = 0
+    runs: Runs,
+    law: str,
+    *,
+    columns: Mapping[str, str],
+    loss: str,
+    group: str | None,
+    bootstraps: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The law file's content. Refused where a group has no more runs than the law has parameters."""
     form = FORMS[law]
@@ -173,8 +180,14 @@ def predict(law: Mapping[str, Any], runs: Runs) -> dict[str, Any]:
             error = abs(guess / loss - 1)
             rows.append(
                 {
-                    "line": line, "group": name, **dict(zip(form.features, at.tolist())), "predicted": float(guess),
-                    "low": float(bottom), "high": float(top), "measured": float(loss), "relative_error": float(error),
+                    "line": line,
+                    "group": name,
+                    **dict(zip(form.features, at.tolist())),
+                    "predicted": float(guess),
+                    "low": float(bottom),
+                    "high": float(top),
+                    "measured": float(loss),
+                    "relative_error": float(error),
                     "inside": bool(bottom <= loss <= top),
                 }  # fmt: skip
             )

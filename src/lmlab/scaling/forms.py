@@ -71,9 +71,7 @@ def _power(theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """log L = exponent (scale - log x), theta = (scale, exponent)."""
     scale, exponent = theta[:, 0, None], theta[:, 1, None]
     log_x = np.log(x[:, 0])
-    return exponent * (scale - log_x), np.stack(
-        [np.broadcast_to(exponent, (len(theta), len(x))), scale - log_x], -1
-    )
+    return exponent * (scale - log_x), np.stack([np.broadcast_to(exponent, (len(theta), len(x))), scale - log_x], -1)
 
 
 def _power_above(theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

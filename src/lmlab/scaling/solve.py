@@ -69,7 +69,9 @@ def minimise(
     return theta, value
 
 
-def best(form: Form, x: np.ndarray, log_loss: np.ndarray, *, keep: int = 64, delta: float = DELTA) -> tuple[np.ndarray, float]:
+def best(
+    form: Form, x: np.ndarray, log_loss: np.ndarray, *, keep: int = 64, delta: float = DELTA
+) -> tuple[np.ndarray, float]:
     """(theta (P,), sum) of the least sum over the form's whole grid of starts: all descend a little, the most promising to
     the end. Double precision throughout."""
     theta, value = minimise(form, x, log_loss, form.starts, rounds=25, delta=delta)
