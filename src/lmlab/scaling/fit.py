@@ -189,7 +189,7 @@ def predict(law: Mapping[str, Any], runs: Runs) -> dict[str, Any]:
                     "measured": float(loss),
                     "relative_error": float(error),
                     "inside": bool(bottom <= loss <= top),
-                }  # fmt: skip
+                }
             )
     errors = [row["relative_error"] for row in rows]
     return {

@@ -132,5 +132,6 @@ FORMS: dict[str, Form] = {
     "gpt4": _powers_above("compute"),
     "steps": _powers_above("steps"),
 }
-"""chinchilla: approach 3 from its 4,500 starts. overtraining: the same with alpha = beta. kaplan: the joint L(N, D). power-*: one power law, nothing below it. gpt4:
+"""chinchilla: approach 3 from its 4,500 starts. overtraining: the same with alpha = beta.
+kaplan: the joint L(N, D). power-*: one power law, nothing below it. gpt4:
 L(C) = a C^b + c. steps: the same in optimizer steps, for a learning curve."""
