@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from lmlab.cli import app
 from lmlab.errors import Refused
 from lmlab.scaling.approaches import allocate
-from lmlab.scaling.fit import fit, interval, load, predict
+from lmlab.scaling.fit import bootstrap, fit, interval, load, predict
 from lmlab.scaling.forms import FORMS
 from lmlab.scaling.laws import CHINCHILLA, Chinchilla, flops
 from lmlab.scaling.solve import minimise
@@ -57,13 +57,15 @@ def test_known_constants_come_back_from_runs_without_noise():
 
 def test_bootstrap_intervals_cover_new_runs():
     form, inside = FORMS["chinchilla"], []
-    for seed in range(12):
+    for seed in range(8):
         mine, new = runs_of(TRUTH, 50, 0.01, seed), runs_of(TRUTH, 40, 0.01, 100 + seed)
-        found = fit(mine, "chinchilla", columns={}, loss="loss", group=None, bootstraps=100, seed=seed)["groups"]["all"]
-        x = new.features(form.features)
-        low, high = interval(form, x, np.array(found["bootstrap"]), np.array(found["residuals"]), seed)
+        x, log_loss, at = mine.features(form.features), np.log(mine.values["loss"]), new.features(form.features)
+        thetas, sums = minimise(form, x, log_loss, form.starts[::200])
+        best = thetas[sums.argmin()]
+        residuals = log_loss - form.predict(best[None], x)[0][0]
+        low, high = interval(form, at, bootstrap(form, x, log_loss, best, 60, seed), residuals, seed)
         inside += ((low <= new.values["loss"]) & (new.values["loss"] <= high)).tolist()
-    assert 0.82 <= np.mean(inside) <= 0.97, f"n = {len(inside)}, 12 seeds"
+    assert 0.82 <= np.mean(inside) <= 0.97, f"n = {len(inside)}, 8 seeds"
 
 
 def test_warns_where_the_data_cannot_decide():
@@ -144,15 +146,16 @@ def test_bad_tables_are_refused(tmp_path):
 def test_the_solver_sums_and_goes_to_the_end():
     runs = runs_of(TRUTH, 60, 0.01, 9)
     form, x, y = FORMS["chinchilla"], runs.features(("params", "tokens")), np.log(runs.values["loss"])
-    theta, value = minimise(form, x, y, form.starts[::7])
+    theta, value = minimise(form, x, y, form.starts[::50])
     near = np.sort(value)[: len(value) // 3]
     assert near[-1] == pytest.approx(near[0], rel=1e-3), "a third of the starts end at the same sum"
-    truth = np.log([TRUTH.A, TRUTH.B, TRUTH.E]).tolist() + [TRUTH.alpha, TRUTH.beta]
+    truth = [*np.log([TRUTH.A, TRUTH.B, TRUTH.E]), TRUTH.alpha, TRUTH.beta]
     assert value.min() <= minimise(form, x, y, np.array([truth]))[1][0] * (1 + 1e-6)
 
 
 def test_openlm_runs_left_out_are_predicted(tmp_path):
-    """The figures of docs/scaling.md; the measured error is above the 1% hoped for, and the limit here is what is held."""
+    """One split of those in docs/scaling.md: parameters without embeddings, the fifth of most compute left out. Other splits
+    miss by 1 to 6% in the median, and the page says so."""
     data = os.environ.get("LMLAB_DATA")
     if not data or not (Path(data) / "scaling_openlm/runs.csv").is_file():
         pytest.skip("LMLAB_DATA does not name a folder with scaling_openlm/runs.csv")
