@@ -146,7 +146,7 @@ def test_bad_tables_are_refused(tmp_path):
 def test_the_solver_sums_and_goes_to_the_end():
     runs = runs_of(TRUTH, 60, 0.01, 9)
     form, x, y = FORMS["chinchilla"], runs.features(("params", "tokens")), np.log(runs.values["loss"])
-    theta, value = minimise(form, x, y, form.starts[::50])
+    _, value = minimise(form, x, y, form.starts[::50])
     near = np.sort(value)[: len(value) // 3]
     assert near[-1] == pytest.approx(near[0], rel=1e-3), "a third of the starts end at the same sum"
     truth = [*np.log([TRUTH.A, TRUTH.B, TRUTH.E]), TRUTH.alpha, TRUTH.beta]

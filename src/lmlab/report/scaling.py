@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ def residual_plot(law: Mapping[str, Any]) -> str:
     if not can_draw():
         raise Refused("--plot needs matplotlib: pip install 'lmlab[report]'")
     edges = [-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0]
-    places = [f"< {edges[0]:g}", *(f"{a:g}..{b:g}" for a, b in zip(edges, edges[1:])), f"> {edges[-1]:g}"]
+    places = [f"< {edges[0]:g}", *(f"{a:g}..{b:g}" for a, b in itertools.pairwise(edges)), f"> {edges[-1]:g}"]
     series = []
     for name, group in law["groups"].items():
         counts = [0.0] * len(places)
@@ -27,6 +28,7 @@ def residual_plot(law: Mapping[str, Any]) -> str:
     )
     if not drawn:
         raise Refused(f"--plot: the law '{law['law']}' has no residuals to draw")
-    style = "svg{--ink:#222;--muted:#666;--rule:#ddd;--paper:#fff;--s1:#1f6f8b;--s2:#c8553d;--s3:#6a994e;--s4:#8d6a9f;--s5:#b08900;--s6:#444}"
+    style = "svg{--ink:#222;--muted:#666;--rule:#ddd;--paper:#fff;"
+    style += "--s1:#1f6f8b;--s2:#c8553d;--s3:#6a994e;--s4:#8d6a9f;--s5:#b08900;--s6:#444}"
     head, tail = drawn.split(">", 1)
     return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{tail}\n'
