@@ -168,7 +168,7 @@ def predict(law: Mapping[str, Any], runs: Runs) -> dict[str, Any]:
     """Predicted against measured: `relative_error`, `coverage90`, `rows` with `line`, `group`, `predicted`, `low`,
     `high`, `measured`, `relative_error`. Refused where a group was not fitted."""
     form = FORMS[law["law"]]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in sorted(set(runs.group)):
         if name not in law["groups"]:
             raise Refused(f"group '{name}' was not fitted{nearest(name, law['groups'])}")

@@ -71,7 +71,9 @@ def plan(
     if not 0 < utilisation <= 1 or gpus < 1 or (price is not None and price < 0):
         raise Refused("plan: --utilisation lies in (0, 1], --gpus is at least 1, --price is not negative")
     ((name, value),) = given.items()
-    rows = [{"law": f"chinchilla {key}", **by_chinchilla(each, name, value)} for key, each in CHINCHILLA.items()]
+    rows: list[dict[str, Any]] = [
+        {"law": f"chinchilla {key}", **by_chinchilla(each, name, value)} for key, each in CHINCHILLA.items()
+    ]
     rows.append({"law": "kaplan", **by_kaplan(name, value)})
     rows += [_fitted(key, group, law["law"], name, value) for key, group in law["groups"].items()] if law else []
     speed = PEAK[gpu] * utilisation * gpus
