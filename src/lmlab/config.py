@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,6 +25,9 @@ class Config(BaseModel):
     """Base of every settings class: frozen, unknown keys refused, the docstring under a field is its help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+    apart: ClassVar[frozenset[str]] = frozenset()
+    """Settings that say how the work is done and not what it makes: no part of a stage's identity."""
 
 
 class _Loader(yaml.SafeLoader):

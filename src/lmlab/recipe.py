@@ -21,7 +21,8 @@ from typing import Any
 from lmlab.config import Config, Document, dump, parse, parse_path, read, validate
 from lmlab.errors import Refused, nearest
 from lmlab.progress import say
-from lmlab.run import RunDirectory, StageKind, finished, identity, write_atomic
+from lmlab.ranks import Board, together
+from lmlab.run import RunDirectory, StageKind, finished, follow, identity, write_atomic
 
 KINDS = {
     "corpus": "lmlab.corpus.stage",
@@ -238,11 +239,33 @@ def run(
 ) -> Path:
     """Run a recipe into `out`. `until` stops after a stage; `only` runs one (its inputs must be finished);
     `needs_of` runs one and what it builds on. `fresh` makes the chosen stages again. Returns `out`.
+
+    In one of several processes rank 0 does this, and the others join it in the stages that are distributed.
     """
     names = [step.name for step in next(iter(recipe.arms.values()))]
     for chosen in (until, only, needs_of):
         if chosen is not None and chosen not in names:
             raise Refused(f"recipe '{recipe.name}' has no stage '{chosen}'{nearest(chosen, names)}")
+    with together() as board:
+        if board is not None and board.rank > 0:
+            follow(board, kind)
+        else:
+            _run(recipe, out, until, only, needs_of, fresh, board)
+            if board is not None:
+                board.tell({"over": True})
+    return out
+
+
+def _run(
+    recipe: Recipe,
+    out: Path,
+    until: str | None,
+    only: str | None,
+    needs_of: str | None,
+    fresh: bool,
+    board: Board | None,
+) -> None:
+    names = [step.name for step in next(iter(recipe.arms.values()))]
     with RunDirectory(out):
         write_atomic(out / "recipe.yaml", dump(recipe.resolved))
     made: dict[str, Path] = {}
@@ -251,7 +274,7 @@ def run(
             place = out if recipe.single else out / (arm or "run") / f"seed-{seed}"
             if not recipe.single:
                 say(f"arm {arm or 'run'}, seed {seed}")
-            with RunDirectory(place) as directory:
+            with RunDirectory(place, board) as directory:
                 chosen = _needed(steps, needs_of) if needs_of else set(names)
                 remade = {only or needs_of} if only or needs_of else set(names)
                 for step in steps:
@@ -259,7 +282,6 @@ def run(
                         _run_step(directory, step, seed, made, fresh=fresh and step.name in remade)
                     if step.name == until:
                         break
-    return out
 
 
 def _run_step(directory: RunDirectory, step: Step, seed: int, made: dict[str, Path], *, fresh: bool) -> None:

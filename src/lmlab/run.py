@@ -29,6 +29,7 @@ from lmlab import __version__
 from lmlab.config import Config
 from lmlab.errors import Failed, Refused
 from lmlab.progress import Metrics, say
+from lmlab.ranks import Board, rank
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -105,7 +106,8 @@ class StageKind:
 
     `version` changes whenever the code would make something else of the same settings. `sources` lists files or folders
     outside the run whose names, sizes and times belong to the fingerprint. `check` is asked when the recipe is read: given
-    the settings, and those of the recipe's stages that fill each role, it says what cannot be, or None.
+    the settings, and those of the recipe's stages that fill each role, it says what cannot be, or None. Of several
+    processes all run a stage that is `distributed`, and rank 0 alone any other.
     """
 
     config: type[Config]
@@ -115,11 +117,13 @@ class StageKind:
     seeded: bool = True
     sources: Callable[[Any], list[Path]] = field(default=lambda config: [])
     check: Callable[[Any, Mapping[str, Any]], str | None] = field(default=lambda config, fillers: None)
+    distributed: bool = False
 
 
 @dataclass
 class Context:
-    """What a stage works with. `inputs` maps a role to a directory, or to {name: directory} where several fit."""
+    """What a stage works with. `inputs` maps a role to a directory, or to {name: directory} where several fit. `board` is
+    there where several processes run the stage."""
 
     name: str
     kind: str
@@ -130,13 +134,27 @@ class Context:
     metrics: Metrics
     started: float = field(default_factory=time.monotonic)
     seconds_before: float = 0.0
+    board: Board | None = None
 
     def plan(self, decide: Callable[[], Mapping[str, Any]], name: str = "plan.json") -> dict[str, Any]:
         """What the clock or the machine decides, decided once: written down before it is used, reused on resume."""
         path = self.out / name
-        if not path.exists():
-            write_json(path, dict(decide()))
-        return json.loads(path.read_text(encoding="utf-8"))
+
+        def make() -> dict[str, Any]:
+            if not path.exists():
+                write_json(path, dict(decide()))
+            return json.loads(path.read_text(encoding="utf-8"))
+
+        return self.first(make)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes what the stage leaves: rank 0."""
+        return rank() == 0
+
+    def first(self, make: Callable[[], Any]) -> Any:
+        """What rank 0 makes while the others wait, plain JSON values, given to all; one process just makes it."""
+        return make() if self.board is None else self.board.first(make)
 
     @property
     def seconds(self) -> float:
@@ -145,6 +163,8 @@ class Context:
 
     def tick(self) -> None:
         """Note the seconds so far, so that a killed attempt's time is counted too."""
+        if not self.leads:
+            return
         state = json.loads((self.out / "state.json").read_text(encoding="utf-8"))
         write_json(self.out / "state.json", {**state, "seconds": round(self.seconds, 3)})
 
@@ -159,7 +179,7 @@ def fingerprint(kind: str, spec: StageKind, config: Config, seed: int, inputs: M
         {
             "kind": kind,
             "version": spec.version,
-            "config": config.model_dump(mode="json"),
+            "config": config.model_dump(mode="json", exclude=set(config.apart)),
             "seed": seed if spec.seeded else None,
             "inputs": dict(inputs),
             "sources": listed,
@@ -209,8 +229,8 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
 class RunDirectory:
     """One run's directory, held by one writer at a time: the lock is the kernel's, so a killed owner frees it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, board: Board | None = None) -> None:
+        self.path, self.board = path, board
         self._lock: Any = None
 
     def __enter__(self) -> RunDirectory:
@@ -275,6 +295,9 @@ class RunDirectory:
         )
         self.record(name, _entry(kind, "running", context.seconds_before, wanted, {}))
         say(f"{name}: {'resuming' if resumed else 'starting'}")
+        if self.board is not None and spec.distributed:
+            context.board = self.board
+            self.board.tell(_call(context))
         try:
             headline = dict(spec.run(context))
         except BaseException as error:
@@ -306,6 +329,35 @@ class RunDirectory:
         self.record(name, _entry(kind, "done", seconds, wanted, headline))
         say(f"{name}: done in {seconds:,.1f} s")
         return "resumed" if resumed else "ran"
+
+
+def _call(context: Context) -> dict[str, Any]:
+    """What another process needs to run the same stage, see `follow`."""
+    inputs = {
+        r: {k: str(v) for k, v in p.items()} if isinstance(p, dict) else str(p) for r, p in context.inputs.items()
+    }
+    return {
+        "stage": context.kind,
+        "name": context.name,
+        "config": context.config.model_dump(mode="json"),
+        "inputs": inputs,
+        "out": str(context.out),
+        "seed": context.seed,
+        "seconds": context.seconds_before,
+    }
+
+
+def follow(board: Board, kind: Callable[[str], StageKind]) -> None:
+    """Ranks other than 0: run the distributed stages that rank 0 runs, until it says that the run is over."""
+    while "stage" in (call := board.hear()):
+        spec, out = kind(call["stage"]), Path(call["out"])
+        inputs = {
+            role: {name: Path(each) for name, each in place.items()} if isinstance(place, dict) else Path(place)
+            for role, place in call["inputs"].items()
+        }
+        config = spec.config.model_validate(call["config"])
+        made = (call["name"], call["stage"], config, inputs, out, call["seed"], Metrics(out))
+        spec.run(Context(*made, seconds_before=call["seconds"], board=board))
 
 
 def _entry(kind: str, status: str, seconds: float, wanted: str, headline: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lmlab.model.config import ModelConfig
 from lmlab.model.kernels import Kernel, Resolved
 from lmlab.model.moe import Routing
 from lmlab.model.seeing import PADDING, Sight
+from lmlab.model.wide import wide
 
 __all__ = ["Block", "Output", "Transformer", "prefix_decoder"]
 
@@ -42,7 +43,7 @@ class Output:
 
     def logits(self, hidden: Tensor | None = None) -> Tensor:
         """Logits in float32 of all positions, or of the given hidden states (..., D) -> (..., V)."""
-        logits = F.linear(self.hidden_BTD if hidden is None else hidden, self.head_VD, self.head_bias_V).float()
+        logits = wide(F.linear(self.hidden_BTD if hidden is None else hidden, self.head_VD, self.head_bias_V))
         cap = self.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

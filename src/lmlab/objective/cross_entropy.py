@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmlab.model.wide import wide, wide_type
+
 CHUNK = 256
 """Rows a chunk: 512 x 4,096 float32 logits are 8 MB, about a CPU's shared cache (guessed, then measured: 256 and 1,024
 are within 3%)."""
@@ -37,17 +39,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         z_weight: float,
     ) -> tuple[Tensor, Tensor]:
-        head = head_VD.to(dtype)
-        bias_grad = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        head, sums = head_VD.to(dtype), wide_type(head_VD)
+        bias_grad = None if bias_V is None else torch.zeros_like(bias_V, dtype=sums)
         vocabulary = torch.arange(head.shape[0], device=head.device)
-        total = torch.zeros((), dtype=torch.float32, device=head.device)
-        squares = torch.zeros((), dtype=torch.float32, device=head.device)
-        head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
+        total = torch.zeros((), dtype=sums, device=head.device)
+        squares = torch.zeros((), dtype=sums, device=head.device)
+        head_grad = torch.zeros(head.shape, dtype=sums, device=head.device)
         hidden_grads = []
         for start in range(0, hidden_ND.shape[0], chunk):
             hidden = hidden_ND[start : start + chunk].to(dtype)
             target, weight = targets_N[start : start + chunk, None], weights_N[start : start + chunk, None]
-            logits = (hidden @ head.T).float()
+            logits = (hidden @ head.T).to(sums)
             if bias_V is not None:
                 logits = logits + bias_V
             if softcap is not None:
@@ -68,7 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 bias_grad = bias_grad + change.sum(0)
             gradient = change.to(dtype)
             hidden_grads.append((gradient @ head).to(hidden_ND.dtype))
-            head_grad = head_grad + (gradient.T @ hidden).float()
+            head_grad = head_grad + (gradient.T @ hidden).to(sums)
         ctx.save_for_backward(torch.cat(hidden_grads), head_grad.to(head_VD.dtype), bias_grad)
         return total, squares
 
@@ -98,12 +100,12 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(
-            hidden_ND, head_VD, bias_V, targets_N, weights_N.float(), softcap, chunk, dtype, 0.0
+            hidden_ND, head_VD, bias_V, targets_N, weights_N.to(wide_type(head_VD)), softcap, chunk, dtype, 0.0
         )[0]
-    total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+    total = torch.zeros((), dtype=wide_type(head_VD), device=hidden_ND.device)
     for start in range(0, hidden_ND.shape[0], chunk):
         rows = slice(start, start + chunk)
-        logits = _capped(F.linear(hidden_ND[rows].to(dtype), head_VD.to(dtype)).float(), bias_V, softcap)
+        logits = _capped(wide(F.linear(hidden_ND[rows].to(dtype), head_VD.to(dtype))), bias_V, softcap)
         total = total + (F.cross_entropy(logits, targets_N[rows], reduction="none") * weights_N[rows]).sum()
     return total
 
@@ -127,7 +129,7 @@ def linear_cross_entropy_and_z(
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
     return _LinearCrossEntropy.apply(
-        hidden_ND, head_VD, bias_V, targets_N, weights_N.float(), softcap, chunk, dtype, z_weight
+        hidden_ND, head_VD, bias_V, targets_N, weights_N.to(wide_type(head_VD)), softcap, chunk, dtype, z_weight
     )
 
 
@@ -147,5 +149,5 @@ def token_logprobs(
 ) -> Tensor:
     """log softmax(logits / temperature)[target] of each row (N,), differentiable, softmax in float32; logits as in
     `linear_cross_entropy`."""
-    logits = _capped(F.linear(hidden_ND, head_VD).float(), bias_V, softcap) / temperature
+    logits = _capped(wide(F.linear(hidden_ND, head_VD)), bias_V, softcap) / temperature
     return logits.gather(1, targets_N[:, None])[:, 0] - logits.logsumexp(-1)

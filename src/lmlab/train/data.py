@@ -5,6 +5,7 @@ So is what an objective draws in a window: the place of a cut, the spans that ar
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,6 +26,15 @@ def window_order(numbers: np.ndarray, windows: int, seed: int) -> np.ndarray:
     return np.array([orders[e][p] for e, p in zip(epochs, places)])
 
 
+Share = tuple[int, int]
+"""(this rank's place, how many ranks divide a batch's rows); (0, 1): all of them."""
+
+
+def own(rows: np.ndarray, share: Share) -> np.ndarray:
+    """A rank's part of a micro-batch's rows; it may be empty. The union over ranks is what one process would take."""
+    return np.array_split(rows, share[1])[share[0]]
+
+
 class PackedWindows:
     """A source of batches. Windows of `length` tokens of the concatenated documents; an epoch visits each window once.
 
@@ -33,9 +43,17 @@ class PackedWindows:
     """
 
     def __init__(
-        self, shard: Shard, length: int, batches: Batches | int, micro_batches: int, seed: int, separate: bool
+        self,
+        shard: Shard,
+        length: int,
+        batches: Batches | int,
+        micro_batches: int,
+        seed: int,
+        separate: bool,
+        share: Share = (0, 1),
     ) -> None:
         """`batches`: rows a step, or how they grow."""
+        self.share = share
         self.tokens, self.length, self.separate = shard.tokens, length, separate
         self.batches = Batches(batches, length) if isinstance(batches, int) else batches
         self.micro_batches, self.seed = micro_batches, seed
@@ -50,7 +68,16 @@ class PackedWindows:
 
     def __call__(self, step: int) -> list[Batch]:
         windows = self.indices(step)
-        return [self._batch(part) for part in np.array_split(windows, self.micro_batches) if len(part)]
+        return [self._own(part) for part in np.array_split(windows, self.micro_batches) if len(part)]
+
+    def _own(self, windows: np.ndarray) -> Batch:
+        """This rank's rows. Where there are fewer rows than ranks, one that counts for nothing: all must take part."""
+        rows = own(windows, self.share)
+        if len(rows):
+            return self._batch(rows)
+        batch = self._batch(windows[:1])
+        nothing = torch.zeros_like(batch.mask_BT)
+        return dataclasses.replace(batch, mask_BT=nothing, padding_BT=~nothing)
 
     def _batch(self, windows: np.ndarray) -> Batch:
         at = windows[:, None] * self.length + np.arange(self.length + 1)
@@ -80,7 +107,9 @@ class ExampleWindows:
         micro_batches: int,
         seed: int,
         separate: bool,
+        share: Share = (0, 1),
     ) -> None:
+        self.share = share
         self.tokens, self.starts, self.task, self.layout = shard.tokens, shard.starts, task, layout
         self.length, self.micro_batches = length, micro_batches
         self.batches = Batches(batches, length) if isinstance(batches, int) else batches
@@ -93,12 +122,12 @@ class ExampleWindows:
         numbers = self.batches.numbers(step)
         windows = window_order(numbers, self.windows, self.seed)
         parts = zip(np.array_split(windows, self.micro_batches), np.array_split(numbers, self.micro_batches))
-        multiple = -(-len(numbers) // self.micro_batches // 4) or 1
-        return [
-            self.layout.batch([e for w, i in zip(*part) for e in self.examples(int(w), int(i))], multiple)[0]
-            for part in parts
-            if len(part[0])
-        ]
+        multiple = -(-len(numbers) // self.micro_batches // self.share[1] // 4) or 1
+        return [self._batch(own(w, self.share), own(i, self.share), multiple) for w, i in parts if len(w)]
+
+    def _batch(self, windows: np.ndarray, numbers: np.ndarray, multiple: int) -> Batch:
+        examples = [e for w, i in zip(windows, numbers) for e in self.examples(int(w), int(i))]
+        return self.layout.batch(examples, multiple)[0]
 
     def examples(self, window: int, number: int) -> Iterator[Example]:
         """The examples of a window, drawn as the `number`-th of the run."""

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from lmlab.model.wide import wide
+from lmlab.train.sharded import whole
+
 
 def layer_of(name: str) -> str:
     """The part of the network that a parameter belongs to: a block by its number, else the first part of the name."""
@@ -23,7 +26,7 @@ def layer_norms(network: nn.Module) -> dict[str, float]:
     for name, parameter in network.named_parameters():
         if parameter.grad is not None:
             layer = layer_of(name)
-            squares[layer] = squares.get(layer, 0.0) + float(parameter.grad.float().square().sum())
+            squares[layer] = squares.get(layer, 0.0) + float(whole(wide(parameter.grad).square().sum()))
     return {f"grad_norm/{layer}": math.sqrt(square) for layer, square in squares.items()}
 
 

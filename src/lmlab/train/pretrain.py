@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -29,11 +29,15 @@ from lmlab.objective.language_model import LanguageModel
 from lmlab.objective.layout import Layout
 from lmlab.objective.settings import CausalLM, ObjectiveConfig
 from lmlab.progress import say
+from lmlab.ranks import size
 from lmlab.run import Context, Input, StageKind, write_json
 from lmlab.text.tokenizer import Tokenizer
+from lmlab.train.checkpoint import gathered
 from lmlab.train.data import ExampleWindows, PackedWindows
 from lmlab.train.heldout import Heldout
 from lmlab.train.optimizer import OptimizerConfig
+from lmlab.train.parallel import Layout as Ranks
+from lmlab.train.parallel import ParallelConfig, join, misfits
 from lmlab.train.plan import Shape, make_plan
 from lmlab.train.published import PUBLISHED
 from lmlab.train.ramp import Batches, RampConfig
@@ -62,6 +66,8 @@ class PretrainSchedule(ScheduleConfig):
 
 class PretrainConfig(Config):
     """Settings of pretraining. With `minutes` the shape, steps and precision are sized to this machine."""
+
+    apart: ClassVar[frozenset[str]] = frozenset({"parallel"})
 
     published: str | None = None
     """The optimisation settings of a published model, where the recipe is silent: gpt3-175b, palm-540b, llama-7b, glm-130b and
@@ -104,6 +110,8 @@ class PretrainConfig(Config):
     checkpoint_seconds: float = Field(default=60, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     keep: int = Field(default=2, ge=1)
+    parallel: ParallelConfig = ParallelConfig()
+    """How several processes (torchrun) share the work."""
     baselines: bool = True
     """Measure xz and the n-gram model on the same held-out bytes."""
     prompts: tuple[str, ...] = ("def ", "import ", "Return ", "The ")
@@ -137,16 +145,20 @@ class PretrainConfig(Config):
         return self
 
 
+SPLITS: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
+
+
 def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> tuple[Shard, Shard, list[int]]:
     """Token shards of both splits, and the bytes of each held-out document."""
-    shards = []
-    for split in ("train", "heldout"):
-        texts = (row["text"] for row in documents(corpus, split))
-        shards.append(
-            write_shard(
-                context.out / "tokens" / split, texts, tokenizer.encode_batch, tokenizer.eos_id, tokenizer.vocab_size
-            )
-        )
+    folder = context.out / "tokens"
+
+    def write() -> None:
+        for split in SPLITS:
+            texts = (row["text"] for row in documents(corpus, split))
+            write_shard(folder / split, texts, tokenizer.encode_batch, tokenizer.eos_id, tokenizer.vocab_size)
+
+    context.first(write)
+    shards = [Shard(folder / split) for split in SPLITS]
     sizes = [len(row["text"].encode("utf-8")) for row in documents(corpus, "heldout")]
     if not sizes or len(shards[0]) == 0:
         raise Failed(f"{corpus}: expected training and held-out documents, found {len(shards[0])} and {len(sizes)}")
@@ -196,8 +208,10 @@ def run(context: Context) -> Mapping[str, Any]:
     precision: Precision = "bfloat16" if plan["precision"] == "bfloat16" else "float32"
     texts = Heldout(heldout, tokenizer, corpus, sizes, shape.context_length)
     measured = (model, task, layout, precision)
-    before = _once(context.out / "before.json", lambda: ratio(texts.after(*measured), sizes).to_json())
-    base = _baselines(context.out / "baselines.json", corpus) if config.baselines else {}
+    before = context.first(
+        lambda: _once(context.out / "before.json", lambda: ratio(texts.after(*measured), sizes).to_json())
+    )
+    base = _baselines(context, corpus) if config.baselines else {}
     settings = TrainConfig(
         steps=plan["steps"],
         optimizer=config.optimizer,
@@ -216,10 +230,20 @@ def run(context: Context) -> Mapping[str, Any]:
     )
     separate = config.separate_documents
     batches = Batches(plan["rows"], plan["length"], config.batch_ramp)
-    cut = (plan["length"], batches, config.micro_batches, context.seed, separate)
+    ranks = Ranks(config.parallel, join(context.board))
+    cut = (plan["length"], batches, config.micro_batches, context.seed, separate, ranks.share)
     source = PackedWindows(train, *cut) if packed else ExampleWindows(train, task, _tight(layout, task, window), *cut)
     objective = LanguageModel(z_loss=config.z_loss)
-    last = fit(model, objective, source, settings, context, tokens=lambda batch: batch.size, batches=batches)
+    last = fit(
+        model, objective, source, settings, context, tokens=lambda batch: batch.size, batches=batches, layout=ranks
+    )
+    if ranks.several:
+        weights = gathered(model)
+        if not context.leads:
+            return {}
+        model = Transformer(shape).eval()
+        model.load_state_dict(weights, strict=False)
+        measured = (model, *measured[1:])
     model.kernel = "auto"
     bits = texts.after(*measured)
     after = ratio(bits, sizes)
@@ -250,12 +274,14 @@ def run(context: Context) -> Mapping[str, Any]:
     return {"bits_per_byte": after.value, "parameters": shape.parameters()["total"], "loss": last.get("loss")}
 
 
-def _baselines(path: Path, corpus: Path) -> dict[str, Baseline]:
+def _baselines(context: Context, corpus: Path) -> dict[str, Baseline]:
     def make() -> dict[str, Any]:
         texts = {split: [row["text"] for row in documents(corpus, split)] for split in ("train", "heldout")}
         return {name: each.to_json() for name, each in measure_baselines(texts["heldout"], texts["train"]).items()}
 
-    return {name: Baseline.from_json(row) for name, row in _once(path, make).items()}
+    path = context.out / "baselines.json"
+
+    return {name: Baseline.from_json(row) for name, row in context.first(lambda: _once(path, make)).items()}
 
 
 def continuations(
@@ -291,7 +317,9 @@ def _tight(layout: Layout, task: Task, window: int) -> Layout:
 
 
 def _check(config: PretrainConfig, fillers: Mapping[str, Any]) -> str | None:
-    """Whether the tokenizer that the recipe trains will have what the objective needs."""
+    """Whether the processes can be laid out so, and the tokenizer that the recipe trains will have what the objective needs."""
+    for problem in misfits(config.parallel, size()):
+        return problem
     made = fillers.get("tokenizer")
     if made is None:
         return None
@@ -313,4 +341,5 @@ STAGE = StageKind(
     run=run,
     inputs=(Input("corpus", ("corpus",)), Input("tokenizer", ("tokenizer",))),
     check=_check,
+    distributed=True,
 )

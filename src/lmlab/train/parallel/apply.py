@@ -1,0 +1,47 @@
+"""A network made parallel, from outside and in a fixed order. The model's code knows nothing of ranks."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lmlab.model.block import Block
+from lmlab.model.moe import MoE
+from lmlab.train.parallel.layout import Layout
+
+
+def parallelize(network: nn.Module, layout: Layout, compiled: bool = False) -> nn.Module:
+    """Change a network in place, which every rank holds alike, into this rank's part of it. Returns it. `compiled`: each
+    block by itself, so that what stands between blocks (a gathering of weights) is no part of the graph."""
+    if not layout.several:
+        return network
+    network.to(layout.world.device)
+    for module in network.modules():
+        if isinstance(module, MoE):
+            module.total = layout.total  # type: ignore[method-assign]
+    layout.divide(network)
+    if compiled:
+        for block in blocks_of(network):
+            block.compile()
+    if layout.sharded:
+        _shard(network, layout)
+    return network
+
+
+def blocks_of(network: nn.Module) -> list[Block]:
+    """Every block, the encoder's too."""
+    return [module for module in network.modules() if isinstance(module, Block)]
+
+
+def _shard(network: nn.Module, layout: Layout) -> None:
+    """ZeRO 2 and 3 (FSDP, 2304.11277): a block's weights are gathered when it runs. What is in no block (embedding, head) is
+    gathered once a pass: the head is used by the loss, after the network's own forward."""
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    mesh = layout.mesh["data"]
+    for module in blocks_of(network):
+        fully_shard(module, mesh=mesh, reshard_after_forward=layout.config.zero == 3)
+    fully_shard(network, mesh=mesh, reshard_after_forward=False)
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum

@@ -1,0 +1,87 @@
+"""`torchrun -m lmlab run RECIPE`: rank 0 does what is not distributed, all train, and the run is that of one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from lmlab.progress import read_jsonl
+
+RECIPE = """
+corpus:
+  heldout_fraction: 0.2
+  sources:
+    - {name: text, path: CORPUS}
+tokenizer: {vocab_size: 300}
+pretrain:
+  minutes: null
+  steps: 6
+  batch_tokens: 256
+  precision: float32
+  compile: false
+  checkpoint_steps: 2
+  baselines: false
+  optimizer: {name: adamw, learning_rate: 3e-3}
+  model: {layers: 2, d_model: 32, heads: 2, context_length: 32}
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    for number in range(40):
+        text = " ".join(f"{word} {number * word % 97}" for word in range(60))
+        (tmp_path / "text").mkdir(exist_ok=True)
+        (tmp_path / "text" / f"{number}.txt").write_text(f"Document {number}. {text}\n")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("CORPUS", str(tmp_path / "text")))
+    return tmp_path / "recipe.yaml"
+
+
+def run(recipe: Path, out: Path, ranks: int, *more: str) -> subprocess.CompletedProcess[str]:
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *start, "-m", "lmlab", "run", str(recipe), "--out", str(out), "--json", *more]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_recipe_on_two_ranks_is_the_recipe_on_one(recipe, tmp_path):
+    one = run(recipe, tmp_path / "one", 1)
+    two = run(recipe, tmp_path / "two", 2, "pretrain.parallel.zero=3")
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    assert set(json.loads(two.stdout)["stages"]) == {"corpus", "tokenizer", "pretrain"}  # said once, by rank 0
+    curves = [[row["loss"] for row in read_jsonl(tmp_path / n / "pretrain" / "metrics.jsonl")] for n in ("one", "two")]
+    assert len(curves[0]) == 6
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+    weights = [load_file(tmp_path / n / "pretrain" / "model" / "model.safetensors") for n in ("one", "two")]
+    assert weights[0].keys() == weights[1].keys()
+    results = [json.loads((tmp_path / n / "pretrain" / "results.json").read_text()) for n in ("one", "two")]
+    scores = [result["bits_per_byte"]["after"]["value"] for result in results]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-4)
+    again = run(recipe, tmp_path / "two", 1)  # how work is laid out is no part of what it makes
+    assert again.returncode == 0, again.stderr
+    assert "pretrain: finished before, skipped" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_what_cannot_be_is_said_once_before_any_work(recipe, tmp_path):
+    refused = run(recipe, tmp_path / "no", 2, "pretrain.parallel.data=3")
+    assert refused.stderr.count("data 3 makes 3 processes, but 2 run") == 1
+    assert refused.returncode != 0
+    assert not (tmp_path / "no" / "corpus").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_what_rank_0_fails_with_stops_all(recipe, tmp_path):
+    """A corpus without documents is found by rank 0 while the other waits."""
+    for path in (tmp_path / "text").iterdir():
+        path.write_text("")
+    failed = run(recipe, tmp_path / "no", 2)
+    assert failed.returncode != 0
+    assert "Traceback" not in failed.stderr.split("torch/distributed")[0]
