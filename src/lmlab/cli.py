@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +54,9 @@ def main() -> None:
         leave(end.code)
     except LmlabError as error:
         if rank() == 0 or isinstance(error, Failed):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(20)  # rank 0 refuses the same and says so, unless a launcher that saw this one end has ended it
         leave(error.exit_status)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

@@ -35,11 +35,14 @@ class Output:
     head_bias_V: Tensor | None = None
     logit_softcap: float | None = None
     penalty: Tensor | None = None
+    vocabulary: Any = None
+    """Where `head_VD` holds some rows of the vocabulary, which ones (`objective.cross_entropy.Vocabulary`)."""
 
     @property
     def head(self) -> dict[str, Any]:
         """Bias and softcap as keywords of `linear_cross_entropy` and `token_logprobs`."""
-        return {"bias_V": self.head_bias_V, "softcap": self.logit_softcap}
+        found = {"bias_V": self.head_bias_V, "softcap": self.logit_softcap}
+        return found if self.vocabulary is None else {**found, "vocabulary": self.vocabulary}
 
     def logits(self, hidden: Tensor | None = None) -> Tensor:
         """Logits in float32 of all positions, or of the given hidden states (..., D) -> (..., V)."""

@@ -7,6 +7,8 @@ costs 4 bytes x positions x vocabulary; making them again in the backward pass c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +20,16 @@ from lmlab.model.wide import wide, wide_type
 CHUNK = 256
 """Rows a chunk: 512 x 4,096 float32 logits are 8 MB, about a CPU's shared cache (guessed, then measured: 256 and 1,024
 are within 3%)."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Some rows of a head: the first one's id, and the largest and the sum of a tensor over all who hold rows (they may
+    work in place). What is computed of the whole vocabulary is then alike on all of them (Megatron-LM, 1909.08053)."""
+
+    start: int
+    largest: Callable[[Tensor], Tensor]
+    total: Callable[[Tensor], Tensor]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -38,10 +50,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk: int,
         dtype: torch.dtype,
         z_weight: float,
+        part: Vocabulary | None,
     ) -> tuple[Tensor, Tensor]:
         head, sums = head_VD.to(dtype), wide_type(head_VD)
         bias_grad = None if bias_V is None else torch.zeros_like(bias_V, dtype=sums)
-        vocabulary = torch.arange(head.shape[0], device=head.device)
+        vocabulary = torch.arange(head.shape[0], device=head.device) + (part.start if part else 0)
         total = torch.zeros((), dtype=sums, device=head.device)
         squares = torch.zeros((), dtype=sums, device=head.device)
         head_grad = torch.zeros(head.shape, dtype=sums, device=head.device)
@@ -55,10 +68,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
             largest = logits.amax(-1, keepdim=True)
+            largest = part.largest(largest) if part else largest
             powers = (logits - largest).exp()  # one exponential an entry serves the loss and its gradient
             normaliser = powers.sum(-1, keepdim=True)
+            normaliser = part.total(normaliser) if part else normaliser
             log_z = normaliser.log() + largest
-            total = total + ((log_z - logits.gather(1, target)) * weight).sum()
+            found = part.total((logits * (vocabulary == target)).sum(-1, True)) if part else logits.gather(1, target)
+            total = total + ((log_z - found) * weight).sum()
             share = powers * (weight / normaliser)
             change = torch.where(vocabulary == target, share - weight, share)
             if z_weight:
@@ -71,14 +87,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient = change.to(dtype)
             hidden_grads.append((gradient @ head).to(hidden_ND.dtype))
             head_grad = head_grad + (gradient.T @ hidden).to(sums)
-        ctx.save_for_backward(torch.cat(hidden_grads), head_grad.to(head_VD.dtype), bias_grad)
+        hidden_grad = torch.cat(hidden_grads)
+        ctx.save_for_backward(part.total(hidden_grad) if part else hidden_grad, head_grad.to(head_VD.dtype), bias_grad)
         return total, squares
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, head_grad, bias_grad = ctx.saved_tensors
         bias_grad = None if bias_grad is None else bias_grad * grads[0]
-        return hidden_grad * grads[0].to(hidden_grad.dtype), head_grad * grads[0], bias_grad, *(None,) * 6
+        return hidden_grad * grads[0].to(hidden_grad.dtype), head_grad * grads[0], bias_grad, *(None,) * 7
 
 
 def linear_cross_entropy(
@@ -90,17 +107,28 @@ def linear_cross_entropy(
     bias_V: Tensor | None = None,
     softcap: float | None = None,
     chunk: int = CHUNK,
+    vocabulary: Vocabulary | None = None,
 ) -> Tensor:
     """Sum over rows of `weights_N` x cross-entropy in nats of logits hidden @ head^T against `targets_N`; a scalar.
 
     The logits take `bias_V`, and then become softcap tanh(logits / softcap), where these are given (see `Output`).
+    `vocabulary`: which rows of the vocabulary `head_VD` and `bias_V` hold, where these are not all; needs gradients enabled.
     Under autocast the matrix products are made in autocast's type, the softmax always in float32.
     """
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(
-            hidden_ND, head_VD, bias_V, targets_N, weights_N.to(wide_type(head_VD)), softcap, chunk, dtype, 0.0
+            hidden_ND,
+            head_VD,
+            bias_V,
+            targets_N,
+            weights_N.to(wide_type(head_VD)),
+            softcap,
+            chunk,
+            dtype,
+            0.0,
+            vocabulary,
         )[0]
     total = torch.zeros((), dtype=wide_type(head_VD), device=hidden_ND.device)
     for start in range(0, hidden_ND.shape[0], chunk):
@@ -120,6 +148,7 @@ def linear_cross_entropy_and_z(
     bias_V: Tensor | None = None,
     softcap: float | None = None,
     chunk: int = CHUNK,
+    vocabulary: Vocabulary | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `linear_cross_entropy`, with the sum over rows of `weights_N` x log^2 Z beside it, Z the softmax's normaliser: the
     z-loss of PaLM (2204.02311, section 5; weight 1e-4), which keeps log Z near 0.
@@ -129,7 +158,16 @@ def linear_cross_entropy_and_z(
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
     return _LinearCrossEntropy.apply(
-        hidden_ND, head_VD, bias_V, targets_N, weights_N.to(wide_type(head_VD)), softcap, chunk, dtype, z_weight
+        hidden_ND,
+        head_VD,
+        bias_V,
+        targets_N,
+        weights_N.to(wide_type(head_VD)),
+        softcap,
+        chunk,
+        dtype,
+        z_weight,
+        vocabulary,
     )
 
 

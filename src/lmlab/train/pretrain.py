@@ -230,7 +230,7 @@ def run(context: Context) -> Mapping[str, Any]:
     )
     separate = config.separate_documents
     batches = Batches(plan["rows"], plan["length"], config.batch_ramp)
-    ranks = Ranks(config.parallel, join(context.board))
+    ranks = Ranks(config.parallel, join(context.board), shape)
     cut = (plan["length"], batches, config.micro_batches, context.seed, separate, ranks.share)
     source = PackedWindows(train, *cut) if packed else ExampleWindows(train, task, _tight(layout, task, window), *cut)
     objective = LanguageModel(z_loss=config.z_loss)

@@ -10,6 +10,7 @@ from toys import MODELS, apart, curve, furthest, gradients, train
 from lmlab.train.parallel import Layout, ParallelConfig
 
 DATA = [ParallelConfig(zero=stage) for stage in (0, 1, 2, 3)]
+TENSOR = [ParallelConfig(tensor=2, sequence=sequence) for sequence in (True, False)]
 
 
 def named(config: ParallelConfig) -> str:
@@ -51,7 +52,7 @@ def hold_curves(ranks, out, kind: str, layouts: list[ParallelConfig], size: int,
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_two_ranks_have_one_process_s_gradients(ranks, kind):
-    hold_gradients(ranks, kind, torch.float32, DATA[::2], 2, 1e-5)
+    hold_gradients(ranks, kind, torch.float32, [*DATA[::2], *TENSOR], 2, 1e-5)
 
 
 def test_two_ranks_learn_what_one_process_does(ranks, tmp_path):
@@ -74,3 +75,31 @@ def test_every_stage_of_zero(ranks, tmp_path, kind, dtype, bound):
 def test_every_optimizer(ranks, tmp_path, optimizer):
     """Muon and Adafactor need whole matrices: they gather what lies in parts. With a running mean of the weights."""
     hold_curves(ranks, tmp_path, "dense", DATA[1:], 2, 1e-8, optimizer=optimizer, steps=6, ema=0.9)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
+def test_tensor_parallel(ranks, tmp_path, kind, dtype, bound):
+    hold_gradients(ranks, kind, dtype, TENSOR, 2, bound if dtype == torch.float64 else 1e-5)
+    hold_curves(ranks, tmp_path, kind, TENSOR, 2, bound, dtype=dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
+def test_data_by_tensor(ranks, tmp_path, kind, dtype, bound):
+    """Four ranks, two by two, with every stage of ZeRO."""
+    layouts = [ParallelConfig(tensor=2, zero=stage, sequence=stage != 2) for stage in (0, 1, 2, 3)]
+    hold_gradients(ranks, kind, dtype, layouts, 4, bound if dtype == torch.float64 else 1e-5)
+    hold_curves(ranks, tmp_path, kind, layouts, 4, bound, dtype=dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("optimizer", ["adafactor", "lion", "muon"])
+def test_optimizers_over_data_by_tensor(ranks, tmp_path, optimizer):
+    layouts = [ParallelConfig(tensor=2, zero=stage) for stage in (1, 3)]
+    hold_curves(ranks, tmp_path, "dense", layouts, 4, 1e-8, optimizer=optimizer, steps=6, ema=0.9)

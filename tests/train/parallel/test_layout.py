@@ -12,7 +12,7 @@ from lmlab.train.parallel import Layout, ParallelConfig
 
 
 def test_a_product_that_is_not_the_world_is_refused():
-    with pytest.raises(ValueError, match="data 4 makes 4 processes, but 1"):
+    with pytest.raises(ValueError, match="data 4 x tensor 1 makes 4 processes, but 1"):
         Layout(ParallelConfig(data=4))
 
 

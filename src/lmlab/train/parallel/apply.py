@@ -6,7 +6,9 @@ from torch import nn
 
 from lmlab.model.block import Block
 from lmlab.model.moe import MoE
+from lmlab.model.transformer import Transformer
 from lmlab.train.parallel.layout import Layout
+from lmlab.train.parallel.tensor import cut_network
 
 
 def parallelize(network: nn.Module, layout: Layout, compiled: bool = False) -> nn.Module:
@@ -18,6 +20,11 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False) -> n
     for module in network.modules():
         if isinstance(module, MoE):
             module.total = layout.total  # type: ignore[method-assign]
+    if layout.tensor > 1:
+        for name, module in network.named_modules():
+            if isinstance(module, Transformer):
+                found = cut_network(module, layout.mesh["tensor"], layout.config.sequence)
+                layout.partial |= {f"{name}.{each}" if name else each for each in found}
     layout.divide(network)
     if compiled:
         for block in blocks_of(network):

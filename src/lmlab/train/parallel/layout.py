@@ -31,11 +31,22 @@ class ParallelConfig(Config):
     """What data-parallel ranks keep only a part of (ZeRO, 1910.02054): nothing; 1 the optimizer's state; 2 also gradients;
     3 also weights. 2 and 3 are torch's fully_shard."""
 
+    tensor: int = Field(default=1, ge=1)
+    """Processes that share every matrix (Megatron-LM, 1909.08053): some heads, some of d_ff, some of the vocabulary each."""
+    sequence: bool = True
+    """With `tensor`: the residual stream between matrices is divided too, by tokens (sequence parallelism, 2205.05198)."""
+
 
 def misfits(config: ParallelConfig, ranks: int, shape: ModelConfig | None = None) -> Iterator[str]:
     """Why so many processes cannot be laid out so."""
-    if config.data is not None and config.data != ranks:
-        yield f"parallel: data {config.data} makes {config.data} processes, but {ranks} run (torchrun --nproc-per-node)"
+    needed = (config.data or 1) * config.tensor
+    if (needed != ranks) if config.data is not None else ranks % needed:
+        named = f"data {config.data or '(the rest)'} x tensor {config.tensor}"
+        yield f"parallel: {named} makes {needed} processes, but {ranks} run (torchrun --nproc-per-node)"
+    if shape is not None and config.tensor > 1:
+        from lmlab.train.parallel.tensor import tensor_misfits
+
+        yield from tensor_misfits(shape, config.tensor, config.sequence)
 
 
 class Layout:
@@ -49,12 +60,15 @@ class Layout:
         self.config, self.world = config or ParallelConfig(), world or World()
         for problem in misfits(self.config, self.world.size, shape):
             raise ValueError(problem)
-        self.data = self.config.data or self.world.size
+        self.tensor = self.config.tensor
+        self.data = self.config.data or self.world.size // self.tensor
+        self.partial: set[str] = set()
         self.mesh: Any = None
         if self.several:
             from torch.distributed.device_mesh import init_device_mesh
 
-            self.mesh = init_device_mesh(self.world.device.type, (self.data,), mesh_dim_names=("data",))
+            degrees = {"data": self.data, "tensor": self.tensor}
+            self.mesh = init_device_mesh(self.world.device.type, tuple(degrees.values()), mesh_dim_names=tuple(degrees))
         self._owners: dict[str, int] = {}
 
     @property
@@ -116,7 +130,11 @@ class Layout:
 
     def finish(self, network: nn.Module) -> None:
         """After the step's last backward pass: every gradient is the sum over all ranks."""
-        if self.several and not self.sharded:
+        if self.tensor > 1:
+            from lmlab.train.parallel.tensor import complete
+
+            complete(network, self.partial, self.mesh.get_group("tensor"))
+        if self.data > 1 and not self.sharded:
             _sum_gradients([p for p in network.parameters() if p.requires_grad], self._group())
 
     # --- ZeRO 1: each parameter's optimizer state lives on one rank --------------------------------------------------
