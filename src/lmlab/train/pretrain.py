@@ -38,7 +38,7 @@ from lmlab.train.heldout import Heldout
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel import Layout as Ranks
 from lmlab.train.parallel import ParallelConfig, join, misfits
-from lmlab.train.plan import Shape, make_plan
+from lmlab.train.plan import Shape, make_plan, shape_of_width
 from lmlab.train.published import PUBLISHED
 from lmlab.train.ramp import Batches, RampConfig
 from lmlab.train.schedule import ScheduleConfig
@@ -202,6 +202,8 @@ def run(context: Context) -> Mapping[str, Any]:
         )
     )
     shape = ModelConfig.model_validate(plan["model"])
+    for problem in misfits(config.parallel, size(), shape):
+        raise Refused(f"{context.name}: {problem}")
     describe(plan, shape, len(train.tokens))
     model = Transformer(shape).initialise(context.seed)
     model.kernel = plan["kernel"]
@@ -230,7 +232,7 @@ def run(context: Context) -> Mapping[str, Any]:
     )
     separate = config.separate_documents
     batches = Batches(plan["rows"], plan["length"], config.batch_ramp)
-    ranks = Ranks(config.parallel, join(context.board), shape)
+    ranks = Ranks(config.parallel, join(context.board))
     cut = (plan["length"], batches, config.micro_batches, context.seed, separate, ranks.share)
     source = PackedWindows(train, *cut) if packed else ExampleWindows(train, task, _tight(layout, task, window), *cut)
     objective = LanguageModel(z_loss=config.z_loss)
@@ -318,9 +320,12 @@ def _tight(layout: Layout, task: Task, window: int) -> Layout:
 
 def _check(config: PretrainConfig, fillers: Mapping[str, Any]) -> str | None:
     """Whether the processes can be laid out so, and the tokenizer that the recipe trains will have what the objective needs."""
-    for problem in misfits(config.parallel, size()):
-        return problem
     made = fillers.get("tokenizer")
+    shape = None
+    if config.model.d_model is not None and made is not None:
+        shape = shape_of_width(config.model, config.model.d_model, made.vocab_size)
+    for problem in misfits(config.parallel, size(), shape):
+        return problem
     if made is None:
         return None
     return missing(config.objective, config.model.architecture, config.model.context_length, made.sentinels)

@@ -5,15 +5,32 @@ import pytest
 import torch
 
 from lmlab.corpus.shards import write_shard
+from lmlab.model.config import ModelConfig
 from lmlab.objective.layout import Layout as Rows
 from lmlab.objective.tasks import PrefixTask
 from lmlab.train.data import ExampleWindows, PackedWindows
-from lmlab.train.parallel import Layout, ParallelConfig
+from lmlab.train.parallel import Layout, ParallelConfig, misfits
 
 
 def test_a_product_that_is_not_the_world_is_refused():
     with pytest.raises(ValueError, match="data 4 x tensor 1 makes 4 processes, but 1"):
         Layout(ParallelConfig(data=4))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"heads": 6, "d_model": 24}, "heads 6 cannot be divided by it"),
+        ({"kv_heads": 2}, "kv_heads 2 cannot be divided by it"),
+        ({"vocab_size": 50}, "vocab_size 50 cannot be divided by it"),
+        ({"context_length": 18}, "context_length 18 cannot be divided by it; or set sequence: false"),
+        ({"dropout": 0.1}, "it goes with sequence: false"),
+        ({"position": "relative-bias"}, "tables by head that are not cut yet"),
+    ],
+)
+def test_a_model_that_cannot_be_cut_is_refused(changed, message):
+    shape = {"layers": 1, "d_model": 32, "heads": 4, "vocab_size": 48, "context_length": 16} | changed
+    assert any(message in each for each in misfits(ParallelConfig(tensor=4), 4, ModelConfig(**shape)))
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import nn
 
+from lmlab.model.attention import Attention
 from lmlab.model.block import Block
 from lmlab.model.moe import MoE
 from lmlab.model.transformer import Transformer
@@ -15,6 +18,7 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False) -> n
     """Change a network in place, which every rank holds alike, into this rank's part of it. Returns it. `compiled`: each
     block by itself, so that what stands between blocks (a gathering of weights) is no part of the graph."""
     if not layout.several:
+        _recompute(network, layout.config.recompute)
         return network
     network.to(layout.world.device)
     for module in network.modules():
@@ -26,12 +30,24 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False) -> n
                 found = cut_network(module, layout.mesh["tensor"], layout.config.sequence)
                 layout.partial |= {f"{name}.{each}" if name else each for each in found}
     layout.divide(network)
+    _recompute(network, layout.config.recompute)
     if compiled:
         for block in blocks_of(network):
             block.compile()
     if layout.sharded:
         _shard(network, layout)
     return network
+
+
+def _recompute(network: nn.Module, what: str) -> None:
+    """Blocks, or their attention, keep their inputs and compute the rest again."""
+    from torch.utils.checkpoint import checkpoint
+
+    if what == "none":
+        return
+    kind = Block if what == "full" else Attention
+    for module in [each for each in network.modules() if isinstance(each, kind)]:
+        module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def blocks_of(network: nn.Module) -> list[Block]:

@@ -35,6 +35,9 @@ class ParallelConfig(Config):
     """Processes that share every matrix (Megatron-LM, 1909.08053): some heads, some of d_ff, some of the vocabulary each."""
     sequence: bool = True
     """With `tensor`: the residual stream between matrices is divided too, by tokens (sequence parallelism, 2205.05198)."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What a block computes again in the backward pass instead of keeping it: all of it (1604.06174; a third more FLOPs), or
+    its attention alone (2205.05198). Also with one process."""
 
 
 def misfits(config: ParallelConfig, ranks: int, shape: ModelConfig | None = None) -> Iterator[str]:
