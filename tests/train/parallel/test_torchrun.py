@@ -64,6 +64,10 @@ def test_a_recipe_on_two_ranks_is_the_recipe_on_one(recipe, tmp_path):
     results = [json.loads((tmp_path / n / "pretrain" / "results.json").read_text()) for n in ("one", "two")]
     scores = [result["bits_per_byte"]["after"]["value"] for result in results]
     assert scores[1] == pytest.approx(scores[0], rel=1e-4)
+    cut = run(recipe, tmp_path / "cut", 2, "pretrain.parallel.tensor=2", "pretrain.parallel.recompute=full")
+    assert cut.returncode == 0, cut.stderr
+    losses = [row["loss"] for row in read_jsonl(tmp_path / "cut" / "pretrain" / "metrics.jsonl")]
+    assert losses == pytest.approx(curves[0], rel=1e-4)
     again = run(recipe, tmp_path / "two", 1)  # how work is laid out is no part of what it makes
     assert again.returncode == 0, again.stderr
     assert "pretrain: finished before, skipped" in again.stderr
