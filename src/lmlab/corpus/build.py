@@ -125,12 +125,12 @@ class Shard:
                 count += 1
                 weight += row["bytes_read"]
                 if weight >= BATCH_BYTES or len(rows) >= BATCH_ROWS:
-                    yield pa.Table.from_pylist(rows, schema=DOCUMENT)
+                    yield _table(rows)
                     rows, weight = [], 0
                 if count == self.source.limit:
                     break
         if rows:
-            yield pa.Table.from_pylist(rows, schema=DOCUMENT)
+            yield _table(rows)
         counts = {"source": self.source.name, "records": count, "passed": dict(sorted(passed.items()))}
         write_json(self.rejected.with_suffix(".json"), counts)
         temporary.replace(self.rejected)
@@ -161,6 +161,13 @@ class Shard:
         named = [(file.relative, file.reader, file.kind, file.weight, file.remote) for file in files]
         bounds = [*vars(limits(self.config)).values(), self.limit, self.config.heldout_seed]
         return digest([self.source.model_dump(), named, bounds])
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    """By column: twice as fast as `Table.from_pylist` (measured), which looks each value up in its row's schema."""
+    return pa.Table.from_arrays(
+        [pa.array([row[field.name] for row in rows], field.type) for field in DOCUMENT], schema=DOCUMENT
+    )
 
 
 def read_tasks(config: CorpusConfig, listings: Sequence[Listing], work: Path) -> list[Task]:
