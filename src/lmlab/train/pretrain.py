@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lmlab.config import Config
 from lmlab.corpus.baselines import Baseline
@@ -28,6 +28,7 @@ from lmlab.progress import say
 from lmlab.run import Context, Input, StageKind, write_json
 from lmlab.text.tokenizer import Tokenizer
 from lmlab.train.data import PackedWindows
+from lmlab.train.lengths import by_length
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.plan import Shape, make_plan
 from lmlab.train.schedule import ScheduleConfig
@@ -82,8 +83,18 @@ class PretrainConfig(Config):
     keep: int = Field(default=2, ge=1)
     baselines: bool = True
     """Measure xz and the n-gram model on the same held-out bytes."""
+    lengths: tuple[int, ...] = ()
+    """Also measure the held-out text in windows of these multiples of the context, such as [1, 2, 4, 8]; each divides
+    the largest (`bits_per_byte.by_length`, `lmlab/train/lengths.py`)."""
     prompts: tuple[str, ...] = ("def ", "import ", "Return ", "The ")
     """Beginnings that the report shows continued."""
+
+    @field_validator("lengths")
+    @classmethod
+    def _nested(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        if any(each < 1 or max(lengths) % each for each in lengths):
+            raise ValueError(f"expected whole multiples of which each divides the largest, found {list(lengths)}")
+        return lengths
 
 
 def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> tuple[Shard, Shard, list[int]]:
@@ -170,6 +181,9 @@ def run(context: Context) -> Mapping[str, Any]:
     scores = {"before": before, "after": after.to_json(), **{name: each.score.to_json() for name, each in base.items()}}
     if base:
         scores["excess"] = {name: each.excess(bits).to_json() for name, each in base.items()}
+    if config.lengths:
+        texts = [row["text"] for row in documents(corpus, "heldout")]
+        scores |= by_length(model, tokenizer, texts, precision, config.lengths)
     write_json(
         context.out / "results.json",
         {
