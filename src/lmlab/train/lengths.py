@@ -17,6 +17,9 @@ from lmlab.model.context import with_context
 from lmlab.model.transformer import Transformer
 from lmlab.text.tokenizer import Tokenizer
 
+WINDOWS = 8
+"""Most windows of the longest length that are read of one document: a long one must not outweigh the others."""
+
 
 def by_length(
     model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], precision: Precision, multiples: Sequence[int]
@@ -27,7 +30,8 @@ def by_length(
     Windows do not overlap, as in ALiBi's evaluation (2108.12409, section 3 and appendix B): a document is cut into
     windows of so many tokens, each read alone, and every token is predicted once, the first of a window from the token
     before it. Every length predicts the same tokens: of each document that is long enough, as many whole windows of the
-    longest as it holds, from its start; shorter documents are left out, and no window crosses documents. So a model that
+    longest as it holds, from its start, but no more than WINDOWS; shorter documents are left out, and no window crosses
+    documents. So a model that
     makes good use of a longer context needs fewer bits at each longer window (its tokens have more before them), and one
     that stands a longer window without using it needs about as many.
 
@@ -59,7 +63,7 @@ def _long_documents(
     documents, ends = [], []
     for text in texts:
         encoding = tokenizer.encoding(text)
-        kept = len(encoding.ids) // longest * longest
+        kept = min(len(encoding.ids) // longest, WINDOWS) * longest
         if kept:
             points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
             widths = 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)

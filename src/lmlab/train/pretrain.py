@@ -81,6 +81,8 @@ class PretrainConfig(Config):
     checkpoint_seconds: float = Field(default=60, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     keep: int = Field(default=2, ge=1)
+    before: bool = True
+    """Measure the untrained model too."""
     baselines: bool = True
     """Measure xz and the n-gram model on the same held-out bytes."""
     lengths: tuple[int, ...] = ()
@@ -157,7 +159,9 @@ def run(context: Context) -> Mapping[str, Any]:
     model.kernel = plan["kernel"]
     precision: Precision = "bfloat16" if plan["precision"] == "bfloat16" else "float32"
     measure = functools.partial(document_bits, model, tokenizer, heldout, precision)
-    before = _once(context.out / "before.json", lambda: ratio(measure(), sizes).to_json())
+    scores: dict[str, Any] = {}
+    if config.before:
+        scores["before"] = _once(context.out / "before.json", lambda: ratio(measure(), sizes).to_json())
     base = _baselines(context.out / "baselines.json", corpus) if config.baselines else {}
     settings = TrainConfig(
         steps=plan["steps"],
@@ -178,7 +182,7 @@ def run(context: Context) -> Mapping[str, Any]:
     bits = measure()
     after = ratio(bits, sizes)
     save_model(context.out / "model", model, tokenizer)
-    scores = {"before": before, "after": after.to_json(), **{name: each.score.to_json() for name, each in base.items()}}
+    scores |= {"after": after.to_json(), **{name: each.score.to_json() for name, each in base.items()}}
     if base:
         scores["excess"] = {name: each.excess(bits).to_json() for name, each in base.items()}
     if config.lengths:
