@@ -1,4 +1,7 @@
-"""The language-model objective: sum of -log P(x_i | x_<i) over the positions that carry loss (survey, eq. 4)."""
+"""The language-model objective: sum of -log P(x_i | x_<i) over the positions that carry loss (survey, eq. 4).
+
+All pretraining objectives end here: they differ in what a batch holds and where it carries loss (tasks.py, layout.py).
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,18 @@ class LanguageModel:
         return {"lm": int(batch.mask_BT.sum())}
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        return {
+        given = {
             "tokens_BT": batch.tokens_BT,
             "segments_BT": batch.segments_BT,
             "positions_BT": batch.positions_BT,
+            "padding_BT": batch.padding_BT,
+            "prefix_B": batch.prefix_BT,
+            "encoder_tokens_BS": batch.encoder_tokens_BS,
+            "encoder_segments_BS": batch.encoder_segments_BS,
+            "encoder_positions_BS": batch.encoder_positions_BS,
+            "encoder_padding_BS": batch.encoder_padding_BS,
         }
+        return {name: tensor for name, tensor in given.items() if tensor is not None}
 
     def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         hidden_ND = output.hidden_BTD.flatten(0, 1)

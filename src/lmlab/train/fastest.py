@@ -29,7 +29,8 @@ def measure(
     kernels: tuple[str, ...] = KERNELS,
     seconds: float = 0.7,
 ) -> list[dict[str, Any]]:
-    """Tokens a second of forward and backward for each precision x kernel, the fastest first.
+    """Tokens a second of forward and backward for each precision x kernel, the fastest first. Of an encoder-decoder tokens
+    of the target, with as many of the source beside them.
 
     Each is warmed by one step and then timed by the best of as many as fit into `seconds`, uncompiled.
     """
@@ -38,6 +39,8 @@ def measure(
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, shape.vocab_size, (rows, length + 1), generator=generator)
     batch = Batch(ids[:, :-1], ids[:, 1:], torch.ones(rows, length, dtype=torch.bool))
+    if shape.has_encoder:
+        batch.encoder_tokens_BS = ids[:, 1:]
     network = Transformer(shape).initialise(0).train()
     forward = make_forward(network, objective, False)
     for precision in precisions:

@@ -24,10 +24,6 @@ class Shape(Parts):
     @model_validator(mode="after")
     def _possible(self) -> Shape:
         """What cannot be is refused when the recipe is read, not when the stage starts."""
-        if self.architecture == "encoder-decoder":
-            raise ValueError(
-                "pretraining predicts the next token and has no source text for an encoder-decoder's encoder"
-            )
         shape_of_width(self, self.d_model or LADDER[0], 4096)
         return self
 
@@ -59,16 +55,21 @@ def make_plan(
     kernel: str = "auto",
     compile_wish: bool | None,
     tokens_per_parameter: float,
+    window: int | None = None,
+    lengths: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """Decide what the recipe leaves open. Reads the clock, unless steps, width, precision and kernel are all given: call
     it through `Context.plan`.
 
     Width: the largest rung whose run of `minutes` still sees `tokens_per_parameter` tokens a parameter, at the training
-    speed measured on the rung itself.
+    speed measured on the rung itself. An objective makes a source and a target of `lengths` tokens out of a text's `window`
+    (default: the context's length, all of it target).
     """
-    length = given.context_length
+    context = given.context_length
+    length = window or context
+    source, target = lengths or (0.0, float(length))
     rows = max(1, batch_tokens // length)
-    probe_rows = min(rows, 16)
+    probe_rows = min(max(1, rows * length // context), 16)
     precisions = (precision,) if precision != "auto" else ("float32", "float32-onednn", "bfloat16")
     start = shape_of_width(given, given.d_model or 192, vocab_size)
     kernels = (kernel,) if kernel != "auto" else KERNELS
@@ -76,17 +77,19 @@ def make_plan(
     best, chosen, speed = {"precision": precision, "kernel": kernel}, start, 0.0
     sized = steps is not None and (minutes is None or given.d_model is not None)
     if not sized or "auto" in (precision, kernel):
-        table = measure(start, probe_rows, length, precisions, kernels)
+        table = measure(start, probe_rows, context, precisions, kernels)
         best, speed = table[0], table[0]["tokens_per_second"]
     if minutes is not None and given.d_model is None:
-        flops = speed * start.flops_per_token(length)
+        flops = speed * start.flops_per_token(context)
         for width in LADDER:
             shape = shape_of_width(given, width, vocab_size)
-            expected = minutes * 60 * flops / shape.flops_per_token(length)
+            expected = minutes * 60 * flops / shape.flops(source, target, context) * length
             if width == LADDER[0] or expected >= tokens_per_parameter * shape.parameters()["total"]:
-                chosen, speed = shape, flops / shape.flops_per_token(length)
+                chosen, speed = shape, flops / shape.flops_per_token(context)
         if chosen != start:
-            speed = measure(chosen, probe_rows, length, (best["precision"],), kernels)[0]["tokens_per_second"]
+            speed = measure(chosen, probe_rows, context, (best["precision"],), kernels)[0]["tokens_per_second"]
+    # Measured in tokens of full rows; a window costs its source and its target.
+    speed *= length * chosen.flops_per_token(context) / chosen.flops(source, target, context)
     seconds = (minutes or 0) * 60
     compiled = compile_wish if compile_wish is not None else can_compile() and seconds >= 90
     if steps is None:
@@ -104,5 +107,6 @@ def make_plan(
         "rows": rows,
         "length": length,
         "tokens": steps * rows * length,
+        "flops": steps * rows * chosen.flops(source, target, context),
         "measured": table,
     }

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+import numpy as np
+from pydantic import Field, field_validator, model_validator
 
 from lmlab.config import Config
 from lmlab.corpus.baselines import Baseline
 from lmlab.corpus.baselines import measure as measure_baselines
 from lmlab.corpus.shards import Shard, write_shard
 from lmlab.corpus.store import documents
-from lmlab.errors import Failed
+from lmlab.errors import Failed, Refused
 from lmlab.generate.engine import Engine, Sampling
 from lmlab.generate.weights import Precision
 from lmlab.measure import ratio
 from lmlab.model.config import ModelConfig
 from lmlab.model.store import save_model
 from lmlab.model.transformer import Transformer
+from lmlab.objective.build import make_task, missing, problems, sentinels
+from lmlab.objective.example import Task, largest_text
 from lmlab.objective.language_model import LanguageModel
+from lmlab.objective.layout import Layout
+from lmlab.objective.settings import CausalLM, ObjectiveConfig
 from lmlab.progress import say
 from lmlab.run import Context, Input, StageKind, write_json
 from lmlab.text.tokenizer import Tokenizer
-from lmlab.train.data import PackedWindows
+from lmlab.train.data import ExampleWindows, PackedWindows
+from lmlab.train.heldout import Heldout
 from lmlab.train.lengths import by_length
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.plan import Shape, make_plan
@@ -61,6 +66,9 @@ class PretrainConfig(Config):
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps, instead of what the minutes allow."""
     model: Shape = Shape()
+    objective: ObjectiveConfig = CausalLM()
+    """What is predicted from what: a name, or a mapping of `name` and settings; docs/objectives.md says what goes with
+    which architecture."""
     tokens_per_parameter: float = Field(default=2.0, gt=0)
     """How the dial trades width for steps. Compute-optimal training of large models takes about 20 (2203.15556); in a few
     minutes on a small corpus far fewer are best (measured, docs/lab-notes.md)."""
@@ -98,6 +106,16 @@ class PretrainConfig(Config):
             raise ValueError(f"expected whole multiples of which each divides the largest, found {list(lengths)}")
         return lengths
 
+    @model_validator(mode="after")
+    def _carried(self) -> PretrainConfig:
+        """What the architecture cannot carry is refused when the recipe is read."""
+        found = list(problems(self.objective, self.model.architecture, self.model.position, self.model.context_length))
+        if found:
+            raise ValueError("; ".join(found))
+        if self.lengths and not (isinstance(self.objective, CausalLM) and self.model.architecture == "causal-decoder"):
+            raise ValueError("lengths reads plain text in longer windows: it belongs to a causal-decoder and causal-lm")
+        return self
+
 
 def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> tuple[Shard, Shard, list[int]]:
     """Token shards of both splits, and the bytes of each held-out document."""
@@ -115,19 +133,6 @@ def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> tuple[Shard
     return shards[0], shards[1], sizes
 
 
-def document_bits(model: Transformer, tokenizer: Tokenizer, heldout: Shard, precision: Precision) -> list[float]:
-    """Bits of each held-out document, -log2 P summed over its tokens. Over its bytes they are comparable between models
-    of different tokenizers.
-
-    Windows slide by half a context, so that every token but a document's first ones has at least half a context before
-    it.
-    """
-    engine = Engine(model, tokenizer, precision=precision)
-    length = model.config.context_length
-    nats = engine.score_documents([heldout.document(i) for i in range(len(heldout))], window=length, stride=length // 2)
-    return [each / math.log(2) for each in nats]
-
-
 def _once(path: Path, make: Any) -> Any:
     """A number that is dear: computed once, written down, read back after a kill."""
     if not path.exists():
@@ -139,7 +144,16 @@ def run(context: Context) -> Mapping[str, Any]:
     """Train and measure. Leaves model/, results.json, plan.json, metrics.jsonl and checkpoints/."""
     config: PretrainConfig = context.config
     corpus, tokenizer = context.inputs["corpus"], Tokenizer.load(context.inputs["tokenizer"])
+    lacking = missing(
+        config.objective, config.model.architecture, config.model.context_length, len(sentinels(tokenizer))
+    )
+    if lacking:
+        raise Refused(f"{context.name}: {lacking}")
     train, heldout, sizes = prepare(context, tokenizer, corpus)
+    task = make_task(config.objective, tokenizer)
+    layout = make_layout(config, task, tokenizer)
+    packed = isinstance(config.objective, CausalLM)
+    window = layout.room if packed else largest_text(task, config.model.context_length, layout.has_encoder)
     plan = context.plan(
         lambda: make_plan(
             config.model,
@@ -151,6 +165,8 @@ def run(context: Context) -> Mapping[str, Any]:
             kernel=config.kernel,
             compile_wish=config.compile,
             tokens_per_parameter=config.tokens_per_parameter,
+            window=window,
+            lengths=task.lengths(window),
         )
     )
     shape = ModelConfig.model_validate(plan["model"])
@@ -158,10 +174,12 @@ def run(context: Context) -> Mapping[str, Any]:
     model = Transformer(shape).initialise(context.seed)
     model.kernel = plan["kernel"]
     precision: Precision = "bfloat16" if plan["precision"] == "bfloat16" else "float32"
-    measure = functools.partial(document_bits, model, tokenizer, heldout, precision)
+    texts = Heldout(heldout, tokenizer, corpus, sizes, shape.context_length)
+    measured = (model, task, layout, precision)
     scores: dict[str, Any] = {}
     if config.before:
-        scores["before"] = _once(context.out / "before.json", lambda: ratio(measure(), sizes).to_json())
+        untrained = lambda: ratio(texts.after(*measured), sizes).to_json()  # noqa: E731
+        scores["before"] = _once(context.out / "before.json", untrained)
     base = _baselines(context.out / "baselines.json", corpus) if config.baselines else {}
     settings = TrainConfig(
         steps=plan["steps"],
@@ -174,20 +192,23 @@ def run(context: Context) -> Mapping[str, Any]:
         checkpoint_steps=config.checkpoint_steps,
         keep=config.keep,
     )
-    source = PackedWindows(
-        train, plan["length"], plan["rows"], config.micro_batches, context.seed, config.separate_documents
-    )
-    last = fit(model, LanguageModel(), source, settings, context, tokens=lambda batch: batch.tokens_BT.numel())
+    separate = config.separate_documents
+    cut = (plan["length"], plan["rows"], config.micro_batches, context.seed, separate)
+    source = PackedWindows(train, *cut) if packed else ExampleWindows(train, task, _tight(layout, task, window), *cut)
+    last = fit(model, LanguageModel(), source, settings, context, tokens=lambda batch: batch.size)
     model.kernel = "auto"
-    bits = measure()
+    bits = texts.after(*measured)
     after = ratio(bits, sizes)
+    scores |= {
+        "after": after.to_json(),
+        "continuation": texts.continuation(texts.continuation_bits(*measured)).to_json(),
+        **{name: each.score.to_json() for name, each in base.items()},
+    }
     save_model(context.out / "model", model, tokenizer)
-    scores |= {"after": after.to_json(), **{name: each.score.to_json() for name, each in base.items()}}
     if base:
         scores["excess"] = {name: each.excess(bits).to_json() for name, each in base.items()}
     if config.lengths:
-        texts = [row["text"] for row in documents(corpus, "heldout")]
-        scores |= by_length(model, tokenizer, texts, precision, config.lengths)
+        scores |= by_length(model, tokenizer, _texts(corpus, "heldout"), precision, config.lengths)
     write_json(
         context.out / "results.json",
         {
@@ -195,31 +216,67 @@ def run(context: Context) -> Mapping[str, Any]:
             "parameters": shape.parameters()["total"],
             "tokens": plan["tokens"],
             "epochs": plan["tokens"] / len(train.tokens),
-            "flops": plan["tokens"] * shape.flops_per_token(plan["length"]),
+            "flops": plan["flops"],
+            "objective": config.objective.model_dump(mode="json"),
             "heldout_bytes": sum(sizes),
             # What was timed stays in plan.json: results are part of a stage's identity, and two lives of equal weights are one.
             "plan": {key: value for key, value in plan.items() if key != "measured"},
-            "samples": continuations(model, tokenizer, config.prompts),
+            "samples": continuations(model, tokenizer, config.prompts, task, layout),
         },
     )
     return {"bits_per_byte": after.value, "parameters": shape.parameters()["total"], "loss": last.get("loss")}
 
 
+def _texts(corpus: Path, split: Literal["train", "heldout"]) -> list[str]:
+    return [row["text"] for row in documents(corpus, split)]
+
+
 def _baselines(path: Path, corpus: Path) -> dict[str, Baseline]:
     def make() -> dict[str, Any]:
-        texts = {split: [row["text"] for row in documents(corpus, split)] for split in ("train", "heldout")}
-        return {name: each.to_json() for name, each in measure_baselines(texts["heldout"], texts["train"]).items()}
+        measured = measure_baselines(_texts(corpus, "heldout"), _texts(corpus, "train"))
+        return {name: each.to_json() for name, each in measured.items()}
 
     return {name: Baseline.from_json(row) for name, row in _once(path, make).items()}
 
 
-def continuations(model: Transformer, tokenizer: Tokenizer, prompts: tuple[str, ...]) -> list[dict[str, str]]:
-    """What the model writes after each beginning, sampled at temperature 0.7 with fixed seeds."""
+def continuations(
+    model: Transformer, tokenizer: Tokenizer, prompts: tuple[str, ...], task: Task, layout: Layout
+) -> list[dict[str, str]]:
+    """What the model writes after each beginning, asked as it was trained, at temperature 0.7 with fixed seeds."""
     engine = Engine(model, tokenizer)
     room = min(64, model.config.context_length // 2)
-    sampling = [Sampling(max_new_tokens=room, temperature=0.7, seed=index) for index in range(len(prompts))]
-    ids = [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in prompts]
-    return [{"prompt": p, "text": c.text} for p, c in zip(prompts, engine.generate(ids, sampling), strict=True)]
+    asked, sampling = [], []
+    for index, prompt in enumerate(prompts):
+        beginning = np.array([tokenizer.eos_id, *tokenizer.encode(prompt)])
+        example = task.continuation(beginning, beginning[:0])
+        source, start = example.source.tolist(), example.target.tolist()
+        asked.append(source if layout.has_encoder else source + start)
+        starts = (layout.start_id, *start) if layout.has_encoder else None
+        sampling.append(Sampling(max_new_tokens=room, temperature=0.7, seed=index, decoder_start_ids=starts))
+    return [{"prompt": p, "text": c.text} for p, c in zip(prompts, engine.generate(asked, sampling), strict=True)]
+
+
+def make_layout(config: PretrainConfig, task: Task, tokenizer: Tokenizer) -> Layout:
+    """How the stage's architecture is given an example."""
+    context, architecture = config.model.context_length, config.model.architecture
+    if architecture != "encoder-decoder":
+        return Layout(architecture, context, 0, tokenizer.pad_id, tokenizer.pad_id)
+    return Layout(architecture, context, context, tokenizer.pad_id, tokenizer.pad_id)
+
+
+def _tight(layout: Layout, task: Task, window: int) -> Layout:
+    """With an encoder, a decoder's rows as long as the targets of a window, rounded up to 16: no more is trained on."""
+    if not layout.has_encoder:
+        return layout
+    return dataclasses.replace(layout, room=min(layout.room, -(-task.capacity(window)[1] // 16) * 16))
+
+
+def _check(config: PretrainConfig, fillers: Mapping[str, Any]) -> str | None:
+    """Whether the tokenizer that the recipe trains will have what the objective needs."""
+    made = fillers.get("tokenizer")
+    if made is None:
+        return None
+    return missing(config.objective, config.model.architecture, config.model.context_length, made.sentinels)
 
 
 def describe(plan: dict[str, Any], shape: ModelConfig, training_tokens: int) -> None:
@@ -236,4 +293,5 @@ STAGE = StageKind(
     config=PretrainConfig,
     run=run,
     inputs=(Input("corpus", ("corpus",)), Input("tokenizer", ("tokenizer",))),
+    check=_check,
 )
