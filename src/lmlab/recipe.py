@@ -11,17 +11,15 @@ equal fingerprint. `description:` is for people.
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
-import itertools
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmlab.config import Config, Document, dump, parse, parse_path, read, validate
+from lmlab.arms import RESERVED, arms_of, stages_of
+from lmlab.config import Config, Document, dump, parse, read, validate
 from lmlab.errors import Failed, Refused, nearest
 from lmlab.progress import say
 from lmlab.run import RunDirectory, StageKind, finished, identity, write_atomic, write_json
@@ -37,8 +35,6 @@ KINDS = {
     "report": "lmlab.report.stage",
 }
 """Each kind of stage and the module that holds it as `STAGE`; imported only to run or to check it."""
-
-RESERVED = ("arms", "grid", "seeds", "description")
 
 
 def kind(name: str) -> StageKind:
@@ -108,7 +104,7 @@ def check(document: Document, name: str) -> Recipe:
     problems: list[str] = []
     arms: dict[str, list[Step]] = {}
     resolved: dict[str, Any] = {key: data[key] for key in RESERVED if key in data}
-    for arm, settings in _arms(document):
+    for arm, settings in arms_of(document):
         try:
             arms[arm] = _steps(settings)
         except Refused as error:
@@ -120,70 +116,12 @@ def check(document: Document, name: str) -> Recipe:
 
 def _resolved(document: Document, arms: Mapping[str, list[Step]]) -> dict[str, Any]:
     """The stages with every default written out, as they are before an arm changes them."""
-    stages = _stages(document)
+    stages = stages_of(document)
     try:
         steps = arms[""] if "" in arms else _steps(Document(stages, {}, document.source))
     except Refused:  # complete only together with an arm's settings
         return stages
     return {s.name: {"use": s.kind, "from": s.sources, **s.config.model_dump(mode="json")} for s in steps}
-
-
-def _stages(document: Document) -> dict[str, Any]:
-    return {key: value for key, value in document.data.items() if key not in RESERVED}
-
-
-def _arms(document: Document) -> Iterator[tuple[str, Document]]:
-    """The stages of each arm: each of the named arms with every combination of the grid's values, named by what differs."""
-    stages = _stages(document)
-    named, grid = _named(document), _grid(document)
-    for path, origin in [
-        *((p, ("arms", arm, p)) for arm in named for p in named[arm]),
-        *((p, ("grid", p)) for p in grid),
-    ]:
-        if parse_path(path)[0] not in stages:
-            raise Refused(
-                f"{document.at(origin)}: {origin[0]}: no stage '{path}'{nearest(str(parse_path(path)[0]), stages)}"
-            )
-    for arm, changes in named.items():
-        for choice in itertools.product(*(range(len(values)) for values in grid.values())):
-            made = Document(copy.deepcopy(stages), dict(document.marks), document.source)
-            made.overridden = dict(document.overridden)
-            for path, value in changes.items():
-                made.set(path, copy.deepcopy(value), ("arms", arm, path))
-            crossed = list(zip(grid, choice, strict=True))
-            for path, index in crossed:
-                made.set(path, copy.deepcopy(grid[path][index]), ("grid", path, index))
-            parts = [arm, *(f"{path}={grid[path][index]}" for path, index in crossed)]
-            yield ",".join(part for part in parts if part).replace("/", "_"), made
-
-
-def _named(document: Document) -> dict[str, dict[str, Any]]:
-    """The arms by name, each the settings that it changes; one called "" where there are none."""
-    given = document.data.get("arms")
-    if given is None:
-        return {"": {}}
-    example = "such as gelu: {pretrain.model.activation: gelu}"
-    if not isinstance(given, dict) or not given:
-        raise Refused(f"{document.at(('arms',))}: arms: expected NAME: {{setting: value, ...}}, {example}")
-    for name, changes in given.items():
-        place = document.at(("arms", name))
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
-            raise Refused(
-                f"{place}: arms: {name!r} is no name of an arm; expected letters, digits, '-', '_', '.' or '+'"
-            )
-        if not isinstance(changes, dict | None):
-            raise Refused(f"{place}: arms.{name}: expected {{setting: value, ...}}, {example}; found {changes!r}")
-    return {name: changes or {} for name, changes in given.items()}
-
-
-def _grid(document: Document) -> dict[str, list[Any]]:
-    """The settings to cross, each with its values."""
-    grid = document.data.get("grid") or {}
-    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
-        raise Refused(
-            f"{document.at(('grid',))}: grid: expected setting: [value, ...], such as pretrain.minutes: [1, 2]"
-        )
-    return grid
 
 
 def _steps(document: Document) -> list[Step]:
@@ -300,6 +238,7 @@ def run(
     made = _Made()
     with RunDirectory(out):
         write_atomic(out / "recipe.yaml", dump(recipe.resolved))
+        _write_arms(out, recipe, made)
     for arm, steps in recipe.arms.items():
         for seed in recipe.seeds:
             place = out if recipe.single else out / (arm or "run") / f"seed-{seed}"
@@ -313,14 +252,18 @@ def run(
                         _run_step(directory, step, seed, made, fresh=fresh and step.name in remade)
                     if step.name == until:
                         break
-    if not recipe.single:
-        arms = [arm or "run" for arm in recipe.arms]
-        write_json(out / "arms.json", {"arms": arms, "seeds": list(recipe.seeds), "failed": made.failed})
     if made.failed:
+        _write_arms(out, recipe, made)
         every = len(recipe.arms) * len(recipe.seeds)
         lines = [f"{place}: {reason}" for place, reason in made.failed.items()]
         raise ArmsFailed("\n  ".join([f"{out}: {len(lines)} of {every} runs failed; the others are done", *lines]))
     return out
+
+
+def _write_arms(out: Path, recipe: Recipe, made: _Made) -> None:
+    if not recipe.single:
+        arms = [arm or "run" for arm in recipe.arms]
+        write_json(out / "arms.json", {"arms": arms, "seeds": list(recipe.seeds), "failed": made.failed})
 
 
 class ArmsFailed(Failed):
