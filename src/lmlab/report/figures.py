@@ -180,7 +180,7 @@ def grid_figures(arms: Mapping[str, Mapping[str, Any]], paths: Iterable[str], fi
     made = []
     for index, path in enumerate(paths):
         parts = path.split(".")
-        title, percent = f"{parts[0]}: {label_of('.'.join(parts[1:]))}", is_percent(parts)
+        title, percent = f"{parts[0]}: {label_of('.'.join(parts[1:]).removesuffix('.after'))}", is_percent(parts)
         made.append(dots(f"arms-{index}", title, _by_arm(arms, "scores", path, "mean over seeds"), percent=percent))
         if index == 0 and first is not None and len(arms) > 1:
             rows = _by_arm(arms, "difference", path, "paired by seed")

@@ -108,6 +108,11 @@ def all_paths(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(path for arm in arms.values() for path in arm["scores"]))
 
 
+def varies(arms: Mapping[str, Mapping[str, Any]], path: str) -> bool:
+    """Whether a score is not the same in all runs."""
+    return len({value for arm in arms.values() for value in at(arm, "scores", path, "values") or ()}) > 1
+
+
 def _main(arms: Mapping[str, Mapping[str, Any]], as_trained: bool) -> str | None:
     """The headline number that most arms have, of those that are not the same in all runs."""
     if as_trained:
@@ -115,9 +120,7 @@ def _main(arms: Mapping[str, Mapping[str, Any]], as_trained: bool) -> str | None
         if found:
             return found[-1]
     paths = headline_paths(arms)
-    values = {p: {v for arm in arms.values() for v in at(arm, "scores", p, "values") or ()} for p in paths}
-    differing = [path for path in paths if len(values[path]) > 1] or paths
-    return max(differing, key=lambda path: sum(path in arm["scores"] for arm in arms.values()), default=None)
+    return max([path for path in paths if varies(arms, path)] or paths, key=lambda path: sum(path in arm["scores"] for arm in arms.values()), default=None)
 
 
 def _compare_as_trained(reports: Sequence[Mapping[str, Any]]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from lmlab.measure import Score
 from lmlab.report import views
 from lmlab.report.figures import figures, grid_figures, more
-from lmlab.report.grid import all_paths, headline_paths
+from lmlab.report.grid import all_paths, headline_paths, varies
 from lmlab.report.scores import above, at, duration, interval, is_percent, plain, score, value_of
 from lmlab.report.views import Cell, Table
 from lmlab.report.words import TEACH, label_of, story
@@ -44,7 +44,7 @@ def page(report: Mapping[str, Any]) -> str:
 def grid_page(report: Mapping[str, Any]) -> str:
     """The page of a grid's report (`lmlab.report.grid.collect_grid`)."""
     arms, first, main = report["arms"], report["first"], report["main"]
-    paths = [*([main] if main else []), *(path for path in headline_paths(arms) if path != main)]
+    paths = [*([main] if main else []), *(p for p in headline_paths(arms) if p != main and varies(arms, p))]
     rest = paths[1:]
     others = {name: arm for name, arm in arms.items() if name != first}
     return _render(
@@ -210,8 +210,10 @@ def _every_score(arms: Mapping[str, Mapping[str, Any]], paths: list[str]) -> Tab
 
 
 def _grid_claims(arms: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Each claim by arm: in how many seeds it held, did not, or stayed open."""
-    keys = dict.fromkeys((c["stage"], c["claim"]) for arm in arms.values() for c in arm["claims"])
+    """Each claim by arm: in how many seeds it held, did not, or stayed open. One that no run decided is left out."""
+    keys = dict.fromkeys(
+        (c["stage"], c["claim"]) for arm in arms.values() for c in arm["claims"] if c["held"] or c["failed"]
+    )
     rows = []
     for stage, claim in keys:
         cells = []

@@ -145,6 +145,7 @@ def dots(
     if not rows:
         return ""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     scale = 100.0 if percent else 1.0
     names = list(dict.fromkeys(key for _, series in rows for key in series))[: len(SERIES)]
@@ -168,6 +169,7 @@ def dots(
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(unit or ("per cent" if percent else ""))
         figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
         if percent:
