@@ -16,6 +16,7 @@ from typing import Any
 
 from lmlab.config import Document, parse_path
 from lmlab.errors import Refused, nearest
+from lmlab.run import digest
 
 RESERVED = ("arms", "grid", "seeds", "description")
 """Keys of a recipe that name no stage."""
@@ -47,8 +48,19 @@ def arms_of(document: Document) -> Iterator[tuple[str, Document]]:
             crossed = list(zip(grid, choice, strict=True))
             for path, index in crossed:
                 made.set(path, copy.deepcopy(grid[path][index]), ("grid", path, index))
-            parts = [arm, *(f"{path}={grid[path][index]}" for path, index in crossed)]
-            yield ",".join(part for part in parts if part).replace("/", "_"), made
+            parts = [arm, *(f"{path}={_brief(grid[path][index])}" for path, index in crossed)]
+            name = ",".join(part for part in parts if part).replace("/", "_")
+            yield name if len(name) <= 200 else f"{name[:180]}-{digest(name)[:12]}", made
+
+
+def _brief(value: Any) -> str:
+    """A grid's value as a part of a directory's name: of a mapping its `name` and the other settings in brackets."""
+    if isinstance(value, list):
+        return "+".join(map(_brief, value))
+    if not isinstance(value, dict):
+        return str(value)
+    rest = ",".join(f"{key}={_brief(each)}" for key, each in value.items() if key != "name")
+    return f"{value.get('name', '')}{f'({rest})' if rest else ''}"
 
 
 def _named(document: Document) -> dict[str, dict[str, Any]]:

@@ -3,9 +3,9 @@
     NAME: {use: KIND, from: {ROLE: OTHER}, ...settings}
 
 Where NAME is itself a kind, `use` may be left out. `from` says which earlier stage (or a path to a stage of another run,
-or to a model) fills a role; left out, it is the nearest stage before that fits. `arms:` names variants, each a mapping
-of settings to change; `grid:` crosses settings and `seeds:` repeats, into `ARM/seed-N/STAGE`. Arms share every stage of
-equal fingerprint. `description:` is for people.
+or for a model any MODEL: a path, hf:OWNER/NAME, preset:NAME) fills a role; left out, it is the nearest stage before that
+fits. `arms:` names variants, each a mapping of settings to change; `grid:` crosses settings and `seeds:` repeats, into
+`ARM/seed-N/STAGE`. Arms share every stage of equal fingerprint. `description:` is for people.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from lmlab.arms import RESERVED, arms_of, stages_of
 from lmlab.config import Config, Document, dump, parse, read, validate
 from lmlab.errors import Failed, Refused, nearest
 from lmlab.progress import say
-from lmlab.run import RunDirectory, StageKind, finished, identity, write_atomic, write_json
+from lmlab.run import Input, RunDirectory, StageKind, finished, identity, write_atomic, write_json
 
 KINDS = {
     "corpus": "lmlab.corpus.stage",
@@ -151,7 +152,7 @@ def _step(name: str, given: Any, before: list[Step], document: Document) -> Step
     config = validate(spec.config, settings, document, (name,))
     sources = _sources(name, spec, given.get("from") or {}, before, document)
     made = {step.name: step.config for step in before}
-    fillers = {role: made[each] for role, each in sources.items() if isinstance(each, str) and each in made}
+    fillers = {role: made.get(each) for role, each in sources.items() if isinstance(each, str)}
     problem = spec.check(config, fillers)
     if problem is not None:
         raise Refused(f"{document.at((name,))}: {name}: {problem}")
@@ -175,9 +176,9 @@ def _sources(
             chosen = given[item.role]
             names = chosen if isinstance(chosen, list) else [chosen]
             for each in names:
-                _check_source(name, item.role, item.kinds, str(each), before, document)
+                _check_source(name, item, str(each), before, document)
             filled[item.role] = [str(n) for n in names] if item.several else str(names[-1])
-        elif fitting:
+        elif fitting and not item.named:
             filled[item.role] = fitting if item.several else fitting[-1]
         elif item.required:
             raise Refused(
@@ -187,20 +188,24 @@ def _sources(
     return filled
 
 
-def _check_source(
-    name: str, role: str, kinds: Sequence[str], source: str, before: list[Step], document: Document
-) -> None:
+def _check_source(name: str, item: Input, source: str, before: list[Step], document: Document) -> None:
     named = {step.name: step.kind for step in before}
-    place = document.at((name, "from", role))
+    place = f"{document.at((name, 'from', item.role))}: {name}.from.{item.role}"
     if source in named:
-        if named[source] not in kinds:
-            raise Refused(
-                f"{place}: {name}.from.{role}: '{source}' is a {named[source]}, expected {' or '.join(kinds)}"
-            )
+        if named[source] not in item.kinds:
+            raise Refused(f"{place}: '{source}' is a {named[source]}, expected {' or '.join(item.kinds)}")
+    elif item.model and source.startswith("preset:"):
+        _models().resolve(source)  # no preset of that name is refused here
+    elif item.model and source.startswith("hf:"):
+        if not re.fullmatch(r"hf:[^/\s]+/[^/\s]+", source):
+            raise Refused(f"{place}: '{source}': expected hf:OWNER/NAME")
     elif not Path(source).exists():
-        raise Refused(
-            f"{place}: {name}.from.{role}: no stage before it and no path called '{source}'{nearest(source, named)}"
-        )
+        raise Refused(f"{place}: no stage before it and no path called '{source}'{nearest(source, named)}")
+
+
+def _models() -> Any:
+    """What knows a MODEL: a floor above, so imported only when one is named."""
+    return importlib.import_module("lmlab.model.store")
 
 
 def _needed(steps: list[Step], last: str) -> set[str]:
@@ -236,6 +241,7 @@ def run(
         if chosen is not None and chosen not in names:
             raise Refused(f"recipe '{recipe.name}' has no stage '{chosen}'{nearest(chosen, names)}")
     made = _Made()
+    _fetch(recipe)
     with RunDirectory(out):
         write_atomic(out / "recipe.yaml", dump(recipe.resolved))
         _write_arms(out, recipe, made)
@@ -294,8 +300,10 @@ def _others_go_on(recipe: Recipe, made: _Made, place: str) -> Iterator[None]:
 
 def _run_step(directory: RunDirectory, step: Step, seed: int, made: _Made, *, fresh: bool) -> None:
     inputs: dict[str, Any] = {}
+    models = {item.role for item in step.spec.inputs if item.model}
     for role, filler in step.sources.items():
-        found = {each: _place(directory.path, each) for each in (filler if isinstance(filler, list) else [filler])}
+        names = filler if isinstance(filler, list) else [filler]
+        found = {each: _place(directory.path, each, role in models) for each in names}
         inputs[role] = found if isinstance(filler, list) else found[filler]
     key = _key(step, seed, inputs)
     if key in made.hopeless:
@@ -311,13 +319,28 @@ def _run_step(directory: RunDirectory, step: Step, seed: int, made: _Made, *, fr
     made.places.setdefault(key, directory.path / step.name)
 
 
-def _place(root: Path, source: str) -> Path:
+def _place(root: Path, source: str, model: bool = False) -> Path:
+    """The directory of a finished stage; else, of a role that takes a MODEL, the model's own, so that its weights are in
+    the identity of what is built on it."""
     place = root / source
     if (place / "provenance.json").exists():
         return place
-    if not place.exists() and Path(source).exists():
-        return Path(source).resolve()
+    if not place.exists():
+        if model and source.startswith(("preset:", "hf:")):
+            return _models().resolve(source)
+        path = Path(source)
+        if path.exists():
+            stage = (path / "provenance.json").exists()
+            return _models().resolve(path).resolve() if model and not stage else path.resolve()
     raise Refused(f"{place}: is not finished, and is needed here; run the recipe without --only, or that stage first")
+
+
+def _fetch(recipe: Recipe) -> None:
+    """Models that must come over the network come before any work."""
+    named = {s for steps in recipe.arms.values() for step in steps for f in step.sources.values()
+             for s in (f if isinstance(f, list) else [f]) if s.startswith("hf:")}  # fmt: skip
+    for source in sorted(named):
+        _models().resolve(source)
 
 
 def _key(step: Step, seed: int, inputs: Mapping[str, Any]) -> str:

@@ -286,7 +286,10 @@ def run(context: Context) -> Mapping[str, Any]:
 STAGE = StageKind(
     config=EvaluateConfig,
     run=run,
-    inputs=(Input("models", ("pretrain", "sft", "ppo"), several=True), Input("corpus", ("corpus",), required=False)),
+    inputs=(
+        Input("models", ("pretrain", "sft", "ppo"), several=True, model=True),
+        Input("corpus", ("corpus",), required=False),
+    ),
     seeded=False,
 )
 """Not seeded: its randomness is the setting `seed`, the same for every arm and seed of a grid."""

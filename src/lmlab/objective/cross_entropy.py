@@ -19,7 +19,7 @@ are within 3%)."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum over rows of weight x -log softmax(hidden head^T)[target]."""
+    """Sum over rows of weight x -log softmax(hidden head^T)[target], and the same of each row (N,), without a gradient."""
 
     @staticmethod
     def forward(
@@ -32,13 +32,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         softcap: float | None,
         chunk: int,
         dtype: torch.dtype,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         head = head_VD.to(dtype)
         bias_grad = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         vocabulary = torch.arange(head.shape[0], device=head.device)
         total = torch.zeros((), dtype=torch.float32, device=head.device)
         head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
-        hidden_grads = []
+        hidden_grads, losses = [], []
         for start in range(0, hidden_ND.shape[0], chunk):
             hidden = hidden_ND[start : start + chunk].to(dtype)
             target, weight = targets_N[start : start + chunk, None], weights_N[start : start + chunk, None]
@@ -50,7 +50,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             largest = logits.amax(-1, keepdim=True)
             powers = (logits - largest).exp()  # one exponential an entry serves the loss and its gradient
             normaliser = powers.sum(-1, keepdim=True)
-            total = total + ((normaliser.log() + largest - logits.gather(1, target)) * weight).sum()
+            loss = (normaliser.log() + largest - logits.gather(1, target)) * weight
+            total = total + loss.sum()
+            losses.append(loss[:, 0])
             share = powers * (weight / normaliser)
             change = torch.where(vocabulary == target, share - weight, share)
             if softcap is not None:
@@ -61,7 +63,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_grads.append((gradient @ head).to(hidden_ND.dtype))
             head_grad = head_grad + (gradient.T @ hidden).float()
         ctx.save_for_backward(torch.cat(hidden_grads), head_grad.to(head_VD.dtype), bias_grad)
-        return total
+        losses_N = torch.cat(losses)
+        ctx.mark_non_differentiable(losses_N)
+        return total, losses_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -85,18 +89,35 @@ def linear_cross_entropy(
     The logits take `bias_V`, and then become softcap tanh(logits / softcap), where these are given (see `Output`).
     Under autocast the matrix products are made in autocast's type, the softmax always in float32.
     """
+    return cross_entropy_by_row(hidden_ND, head_VD, targets_N, weights_N, bias_V=bias_V, softcap=softcap, chunk=chunk)[
+        0
+    ]
+
+
+def cross_entropy_by_row(
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor]:
+    """As `linear_cross_entropy`, and beside the sum what each row adds to it (N,), for reports: it has no gradient."""
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(
             hidden_ND, head_VD, bias_V, targets_N, weights_N.float(), softcap, chunk, dtype
         )
-    total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+    losses = []
     for start in range(0, hidden_ND.shape[0], chunk):
         rows = slice(start, start + chunk)
         logits = _capped(F.linear(hidden_ND[rows].to(dtype), head_VD.to(dtype)).float(), bias_V, softcap)
-        total = total + (F.cross_entropy(logits, targets_N[rows], reduction="none") * weights_N[rows]).sum()
-    return total
+        losses.append(F.cross_entropy(logits, targets_N[rows], reduction="none") * weights_N[rows])
+    losses_N = torch.cat(losses) if losses else torch.zeros(0, device=hidden_ND.device)
+    return losses_N.sum(), losses_N
 
 
 def _capped(logits: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:

@@ -5,13 +5,14 @@ All pretraining objectives end here: they differ in what a batch holds and where
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from lmlab.model.transformer import Output
 from lmlab.objective.batch import Batch
-from lmlab.objective.cross_entropy import linear_cross_entropy
+from lmlab.objective.cross_entropy import cross_entropy_by_row, linear_cross_entropy
 
 
 class LanguageModel:
@@ -30,6 +31,7 @@ class LanguageModel:
             "positions_BT": batch.positions_BT,
             "padding_BT": batch.padding_BT,
             "prefix_B": batch.prefix_BT,
+            "block_positions_BT": batch.block_positions_BT,
             "encoder_tokens_BS": batch.encoder_tokens_BS,
             "encoder_segments_BS": batch.encoder_segments_BS,
             "encoder_positions_BS": batch.encoder_positions_BS,
@@ -38,6 +40,31 @@ class LanguageModel:
         return {name: tensor for name, tensor in given.items() if tensor is not None}
 
     def loss(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        hidden_ND = output.hidden_BTD.flatten(0, 1)
-        targets_N, weights_N = batch.targets_BT.flatten(), batch.mask_BT.flatten()
-        return {"lm": linear_cross_entropy(hidden_ND, output.head_VD, targets_N, weights_N, **output.head)}
+        return {"lm": linear_cross_entropy(*_rows(output, batch), **output.head)}
+
+
+class MixedLanguageModel(LanguageModel):
+    """The same for a mixture of objectives: one loss, the mean over all tokens that carry one, as T5 and UL2 mix tasks. The
+    loss of each part over its own tokens is reported as `lm/NAME`."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def loss_and_report(
+        self, output: Output, batch: Batch
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+        assert batch.parts_BT is not None
+        total, losses_N = cross_entropy_by_row(*_rows(output, batch), **output.head)
+        parts_N, mask_N = batch.parts_BT.flatten(), batch.mask_BT.flatten()
+        report = {}
+        for part, name in enumerate(self.names):
+            mine_N = mask_N & (parts_N == part)
+            report[f"lm/{name}"] = ((losses_N * mine_N).sum(), mine_N.sum())
+        return {"lm": total}, report
+
+
+def _rows(output: Output, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, head, targets and weights of all positions in a row, (N, ...)."""
+    hidden_ND = output.hidden_BTD.flatten(0, 1)
+    return hidden_ND, output.head_VD, batch.targets_BT.flatten(), batch.mask_BT.flatten()

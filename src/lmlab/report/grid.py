@@ -120,7 +120,11 @@ def _main(arms: Mapping[str, Mapping[str, Any]], as_trained: bool) -> str | None
         if found:
             return found[-1]
     paths = headline_paths(arms)
-    return max([path for path in paths if varies(arms, path)] or paths, key=lambda path: sum(path in arm["scores"] for arm in arms.values()), default=None)
+    return max(
+        [path for path in paths if varies(arms, path)] or paths,
+        key=lambda path: sum(path in arm["scores"] for arm in arms.values()),
+        default=None,
+    )
 
 
 def _compare_as_trained(reports: Sequence[Mapping[str, Any]]) -> bool:

@@ -57,13 +57,14 @@ def make_plan(
     tokens_per_parameter: float,
     window: int | None = None,
     lengths: tuple[float, float] | None = None,
+    fixed: ModelConfig | None = None,
 ) -> dict[str, Any]:
     """Decide what the recipe leaves open. Reads the clock, unless steps, width, precision and kernel are all given: call
     it through `Context.plan`.
 
     Width: the largest rung whose run of `minutes` still sees `tokens_per_parameter` tokens a parameter, at the training
     speed measured on the rung itself. An objective makes a source and a target of `lengths` tokens out of a text's `window`
-    (default: the context's length, all of it target).
+    (default: the context's length, all of it target). `fixed`: the shape of a model that is continued.
     """
     context = given.context_length
     length = window or context
@@ -71,15 +72,15 @@ def make_plan(
     rows = max(1, batch_tokens // length)
     probe_rows = min(max(1, rows * length // context), 16)
     precisions = (precision,) if precision != "auto" else ("float32", "float32-onednn", "bfloat16")
-    start = shape_of_width(given, given.d_model or 192, vocab_size)
+    start = fixed or shape_of_width(given, given.d_model or 192, vocab_size)
     kernels = (kernel,) if kernel != "auto" else KERNELS
     table: list[dict[str, Any]] = []
     best, chosen, speed = {"precision": precision, "kernel": kernel}, start, 0.0
-    sized = steps is not None and (minutes is None or given.d_model is not None)
+    sized = steps is not None and (minutes is None or given.d_model is not None or fixed is not None)
     if not sized or "auto" in (precision, kernel):
         table = measure(start, probe_rows, context, precisions, kernels)
         best, speed = table[0], table[0]["tokens_per_second"]
-    if minutes is not None and given.d_model is None:
+    if minutes is not None and given.d_model is None and fixed is None:
         flops = speed * start.flops_per_token(context)
         for width in LADDER:
             shape = shape_of_width(given, width, vocab_size)

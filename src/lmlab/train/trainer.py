@@ -49,7 +49,8 @@ class TrainConfig(Config):
 
 
 class Objective(Protocol):
-    """See `lmlab.objective`. `report(output, batch) -> {name: (sum, count)}` is optional."""
+    """See `lmlab.objective`. `report(output, batch) -> {name: (sum, count)}` is optional; so is `loss_and_report`, which
+    gives both where one is a part of the other."""
 
     weights: dict[str, float]
 
@@ -136,9 +137,12 @@ def make_forward(network: nn.Module, objective: Objective, compiled: bool) -> Ca
     """batch -> (sums of the terms, reported numbers, auxiliary statistics): the network, then the objective, as one
     function to compile."""
     report = getattr(objective, "report", None)
+    both = getattr(objective, "loss_and_report", None)
 
     def forward(batch: Any) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
         output = network(**objective.inputs(batch))
+        if both is not None:
+            return *both(output, batch), auxiliary_of(output)
         extra = report(output, batch) if report else {}
         return objective.loss(output, batch), extra, auxiliary_of(output)
 
