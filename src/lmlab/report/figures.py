@@ -210,10 +210,9 @@ def _lengths(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
                     # "64" is a length, "64-127" a stretch of places
                     end = int(path.rpartition(".")[2].rpartition("-")[2]) + (key == "by_position")
                     points.append((end, it.value, at(given, "spread") or 0.0))
-            if points:
-                steps, values, spreads = zip(*sorted(points))
-                low, high = ([v + sign * s for v, s in zip(values, spreads)] for sign in (-1, 1))
-                lines.append(Line(arm, steps, values, low, high))
+            steps, values, spreads = zip(*sorted(points)) if points else ((), (), ())
+            low, high = ([v + sign * s for v, s in zip(values, spreads)] for sign in (-1, 1))
+            lines.append(Line(arm, steps, values, low, high))
         ticks = sorted({step for line in lines for step in line.step})
         made.append(curve(f"arms-{key}", title, lines, unit="bits a byte", note=note, ticks=ticks))
     return made

@@ -100,7 +100,9 @@ def curve(
     with _styled():
         figure = Figure(figsize=(5.0, 2.75))
         axes = figure.add_subplot()
-        for index, line in enumerate(drawn):
+        for index, line in enumerate(lines):  # a curve that is absent keeps its colour for its other plots
+            if not line.step:
+                continue
             colour, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
             if line.low and line.high:
                 axes.fill_between(line.step, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
