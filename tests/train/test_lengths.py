@@ -87,3 +87,8 @@ def test_multiples_must_fit_into_the_largest() -> None:
     assert PretrainConfig(lengths=(1, 2, 4, 8)).lengths == (1, 2, 4, 8)
     with pytest.raises(ValidationError, match="each divides the largest, found"):
         PretrainConfig(lengths=(2, 3))
+
+
+def test_lengths_belong_to_plain_text_read_from_the_left() -> None:
+    with pytest.raises(ValidationError, match="belongs to a causal-decoder and causal-lm"):
+        PretrainConfig(lengths=(1, 2), objective="prefix-lm")
