@@ -152,7 +152,7 @@ def _step(name: str, given: Any, before: list[Step], document: Document) -> Step
     config = validate(spec.config, settings, document, (name,))
     sources = _sources(name, spec, given.get("from") or {}, before, document)
     made = {step.name: step.config for step in before}
-    fillers = {role: made.get(each) for role, each in sources.items() if isinstance(each, str)}
+    fillers = {role: made.get(each, each) for role, each in sources.items() if isinstance(each, str)}
     problem = spec.check(config, fillers)
     if problem is not None:
         raise Refused(f"{document.at((name,))}: {name}: {problem}")
@@ -325,13 +325,12 @@ def _place(root: Path, source: str, model: bool = False) -> Path:
     place = root / source
     if (place / "provenance.json").exists():
         return place
-    if not place.exists():
-        if model and source.startswith(("preset:", "hf:")):
-            return _models().resolve(source)
-        path = Path(source)
-        if path.exists():
-            stage = (path / "provenance.json").exists()
-            return _models().resolve(path).resolve() if model and not stage else path.resolve()
+    if model and source.startswith(("preset:", "hf:")):
+        return _models().resolve(source)
+    path = Path(source)
+    if path.exists() and (path.is_absolute() or not place.exists()):
+        stage = (path / "provenance.json").exists()
+        return _models().resolve(path).resolve() if model and not stage else path.resolve()
     raise Refused(f"{place}: is not finished, and is needed here; run the recipe without --only, or that stage first")
 
 

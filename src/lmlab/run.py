@@ -110,8 +110,8 @@ class StageKind:
 
     `version` changes whenever the code would make something else of the same settings. `sources` lists files or folders
     outside the run whose names, sizes and times belong to the fingerprint. `check` is asked when the recipe is read: given
-    the settings and, for each role that is filled, those of the stage that fills it (None for what is no stage of the
-    recipe), it says what cannot be, or None.
+    the settings and, for each role that is filled, those of the stage that fills it (or the path, or MODEL, as the recipe
+    has it), it says what cannot be, or None.
     """
 
     config: type[Config]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -188,8 +189,8 @@ def missing(
         )
     if absent:
         return (
-            f"objective {config.name} needs the special tokens {', '.join(absent)}, which the tokenizer has not: set "
-            f"tokenizer.extra_tokens to a list with them"
+            f"objective {config.name} needs special tokens that the tokenizer has not: set "
+            f"tokenizer.extra_tokens={json.dumps(absent)}"
         )
     return None
 

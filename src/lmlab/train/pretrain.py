@@ -29,6 +29,7 @@ from lmlab.objective.layout import Layout
 from lmlab.objective.settings import CausalLM, ObjectiveConfig
 from lmlab.progress import say
 from lmlab.run import Context, Input, StageKind, write_json
+from lmlab.text.stage import TokenizerConfig
 from lmlab.text.tokenizer import Tokenizer
 from lmlab.train.data import ExampleWindows, PackedWindows
 from lmlab.train.heldout import Heldout, piece_tokens
@@ -298,10 +299,12 @@ def _tight(layout: Layout, task: Task, length: int) -> Layout:
 
 def _check(config: PretrainConfig, fillers: Mapping[str, Any]) -> str | None:
     """Whether there is a tokenizer, and the one that the recipe trains will have what the objective needs."""
-    if "tokenizer" not in fillers and "model" not in fillers:
-        return "needs a 'tokenizer': a stage of kind tokenizer before it, or from.tokenizer=PATH, or from.model=MODEL"
-    made, shape = fillers.get("tokenizer"), config.model
-    if made is None:
+    made, model, shape = fillers.get("tokenizer"), fillers.get("model"), config.model
+    if made is None and (model is None or str(model).startswith("preset:")):
+        return (
+            "needs a 'tokenizer': a stage of kind tokenizer before it, from.tokenizer=PATH, or the one of a from.model"
+        )
+    if not isinstance(made, TokenizerConfig):
         return None
     return missing(config.objective, shape.architecture, shape.context_length, made.sentinels, made.added.__contains__)
 

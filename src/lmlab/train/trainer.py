@@ -116,7 +116,7 @@ def accumulate(
         for name, value in auxiliary.items():
             averaged[name] = averaged.get(name, 0.0) + float(value.detach()) / len(batches)
     loss = averaged.pop(PENALTY, 0.0) + sum(objective.weights[term] * value for term, value in means.items())
-    ratios = {name: top / max(bottom, 1e-12) for name, (top, bottom) in reported.items()}
+    ratios = {name: top / bottom for name, (top, bottom) in reported.items() if bottom > 0}
     return {"loss": loss, **means, **averaged, **ratios}
 
 
