@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmlab.address import is_address, parse_address
 from lmlab.arms import RESERVED, arms_of, stages_of
 from lmlab.config import Config, Document, dump, parse, read, validate
 from lmlab.errors import Failed, Refused, nearest
@@ -194,6 +195,13 @@ def _check_source(name: str, item: Input, source: str, before: list[Step], docum
     if source in named:
         if named[source] not in item.kinds:
             raise Refused(f"{place}: '{source}' is a {named[source]}, expected {' or '.join(item.kinds)}")
+    elif is_address(source):
+        try:
+            parse_address(source)
+        except Refused as error:
+            raise Refused(f"{place}: {error}") from None
+        if not item.addresses:
+            raise Refused(f"{place}: needs weights; a model behind an address gives text only")
     elif item.model and source.startswith("preset:"):
         _models().resolve(source)  # no preset of that name is refused here
     elif item.model and source.startswith("hf:"):
@@ -319,9 +327,11 @@ def _run_step(directory: RunDirectory, step: Step, seed: int, made: _Made, *, fr
     made.places.setdefault(key, directory.path / step.name)
 
 
-def _place(root: Path, source: str, model: bool = False) -> Path:
+def _place(root: Path, source: str, model: bool = False) -> Path | str:
     """The directory of a finished stage; else, of a role that takes a MODEL, the model's own, so that its weights are in
-    the identity of what is built on it."""
+    the identity of what is built on it. An address stays as it is."""
+    if is_address(source):
+        return source
     place = root / source
     if (place / "provenance.json").exists():
         return place

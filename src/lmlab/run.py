@@ -94,6 +94,7 @@ def digest_file(path: Path) -> str:
 class Input:
     """What a stage takes: a role, the kinds of stage that can fill it, and whether it may be absent or several. `model`: any
     MODEL fills it (a run, hf:OWNER/NAME, preset:NAME). `named`: only what `from` names fills it, no stage by itself.
+    `addresses`: so does a model behind an address (`api:NAME@URL`); it comes as that text.
     """
 
     role: str
@@ -102,6 +103,7 @@ class Input:
     several: bool = False
     model: bool = False
     named: bool = False
+    addresses: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,12 @@ def fingerprint(kind: str, spec: StageKind, config: Config, seed: int, inputs: M
     )
 
 
-def identity(stage: Path) -> str:
+def identity(stage: Path | str) -> str:
     """Identity of a finished stage (what was asked for and what came out of it), of a MODEL's directory (its files) or of a
-    preset (its config: its weights are random, and drawn by whoever takes it)."""
+    preset (its config: its weights are random, and drawn by whoever takes it). Of an address it is the address: nobody
+    knows from here what stands behind it."""
+    if isinstance(stage, str):
+        return digest(stage)
     if str(stage).startswith("preset:"):
         config = importlib.import_module("lmlab.model.store").read_config(stage)
         return digest([str(stage), config.model_dump(mode="json")])
@@ -325,7 +330,7 @@ def _entry(kind: str, status: str, seconds: float, wanted: str, headline: Mappin
 def _places(place: Any, root: Path) -> Any:
     if isinstance(place, dict):
         return {name: _places(each, root) for name, each in place.items()}
-    return str(place) if str(place).startswith("preset:") else os.path.relpath(place, root)
+    return str(place) if str(place).startswith("preset:") or isinstance(place, str) else os.path.relpath(place, root)
 
 
 def _read_state(out: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from lmlab.objective.mixture import MixtureTask
 from lmlab.objective.settings import BlankInfilling, SentencePermutation, TextInfilling
 from lmlab.objective.tasks import PrefixTask, SpanTask
 from lmlab.train.data import ExampleWindows
-from lmlab.train.trainer import accumulate, make_forward
+from lmlab.train.step import accumulate, make_forward
 
 CONTEXT, PAD, END = 32, 1, 0
 SPANS = SpanTask(0.15, 3.0, range(20, 40), END)
@@ -55,7 +55,7 @@ def shard(tmp_path_factory) -> Shard:
 def source_of(shard: Shard, name: str, architecture, **changed) -> ExampleWindows:
     encoder = architecture == "encoder-decoder"
     layout = Layout(architecture, CONTEXT, CONTEXT if encoder else 0, PAD, PAD)
-    settings = {"rows": 8, "micro_batches": 2, "seed": 3, "separate": True} | changed
+    settings = {"batches": 8, "micro_batches": 2, "seed": 3, "separate": True} | changed
     length = largest_text(TASKS[name], CONTEXT, encoder)
     return ExampleWindows(shard, TASKS[name], layout, length, **settings)
 
@@ -104,7 +104,7 @@ def test_blanks_with_two_positions_are_learnt_by_a_glm(shard: Shard) -> None:
     shape = {"architecture": "prefix-decoder", "position": "glm-2d", "context_length": CONTEXT, "vocab_size": 40}
     network = Transformer(ModelConfig.model_validate(shape | {"layers": 1, "d_model": 32, "heads": 2})).initialise(0)
     layout = Layout("prefix-decoder", CONTEXT, 0, PAD, PAD, blocks=True)
-    source = ExampleWindows(shard, BLANKS, layout, 20, rows=8, micro_batches=1, seed=0, separate=True)
+    source = ExampleWindows(shard, BLANKS, layout, 20, batches=8, micro_batches=1, seed=0, separate=True)
     optimizer, objective = torch.optim.AdamW(network.parameters(), lr=1e-2), LanguageModel()
     losses = []
     for step in range(40):
@@ -117,7 +117,7 @@ def test_blanks_with_two_positions_are_learnt_by_a_glm(shard: Shard) -> None:
 def test_a_mixture_reports_each_part_s_loss_over_its_own_tokens(shard: Shard) -> None:
     shape = ModelConfig(layers=1, d_model=32, heads=2, vocab_size=40, context_length=CONTEXT)
     network, objective = Transformer(shape).initialise(0), MixedLanguageModel(["spans", "prefix", "blanks"])
-    batches = source_of(shard, "mixture", "causal-decoder", rows=24)(0)
+    batches = source_of(shard, "mixture", "causal-decoder", batches=24)(0)
     found = accumulate(make_forward(network, objective, False), objective, batches, "float32")
     sums, counts = dict.fromkeys(objective.names, 0.0), dict.fromkeys(objective.names, 0)
     for batch in batches:

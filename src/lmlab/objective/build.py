@@ -13,7 +13,7 @@ from lmlab.objective import blanks, middle
 from lmlab.objective.blanks import BlankTask, Marks
 from lmlab.objective.denoising import DenoisingTask
 from lmlab.objective.example import Task, largest_text
-from lmlab.objective.language_model import LanguageModel, MixedLanguageModel
+from lmlab.objective.language_model import LanguageModel, MixedLanguageModel, RegularisedLanguageModel
 from lmlab.objective.middle import MiddleTask
 from lmlab.objective.mixture import MixtureTask
 from lmlab.objective.settings import (
@@ -69,10 +69,12 @@ def make_task(config: ObjectiveConfig, vocabulary: Vocabulary) -> Task:
     return MixtureTask(tasks, [part.weight for part in parts], kinds.index(True) if any(kinds) else 0)
 
 
-def make_objective(config: ObjectiveConfig) -> LanguageModel:
+def make_objective(config: ObjectiveConfig, z_loss: float = 0.0) -> LanguageModel:
     """The loss of a batch; of a mixture with the loss of each part in its report."""
     parts = parts_of(config)
-    return LanguageModel() if len(parts) == 1 else MixedLanguageModel([label(part) for part in parts])
+    if len(parts) > 1:
+        return MixedLanguageModel([label(part) for part in parts], z_loss)
+    return RegularisedLanguageModel(z_loss) if z_loss else LanguageModel()
 
 
 def label(part: Part) -> str:

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from lmlab.model.transformer import Output
 from lmlab.objective.batch import Batch
-from lmlab.objective.cross_entropy import cross_entropy_by_row, linear_cross_entropy
+from lmlab.objective.cross_entropy import ByRow, cross_entropy_by_row, linear_cross_entropy
+
+Report = dict[str, tuple[Tensor, Tensor]]
+"""What is logged beside the loss: (sum, count) by name."""
 
 
 class LanguageModel:
@@ -43,25 +46,39 @@ class LanguageModel:
         return {"lm": linear_cross_entropy(*_rows(output, batch), **output.head)}
 
 
-class MixedLanguageModel(LanguageModel):
+class RegularisedLanguageModel(LanguageModel):
+    """With `z_loss` times log^2 Z in the term, Z the softmax's normaliser (PaLM, 2204.02311, section 5: 1e-4), which keeps
+    log Z near 0. Both parts are reported, as `nats` and `z`."""
+
+    def __init__(self, z_loss: float) -> None:
+        super().__init__()
+        self.z_loss = z_loss
+
+    def loss_and_report(self, output: Output, batch: Batch) -> tuple[dict[str, Tensor], Report]:
+        found = cross_entropy_by_row(*_rows(output, batch), z_weight=self.z_loss, **output.head)
+        return {"lm": found.total}, self._report(found, batch)
+
+    def _report(self, found: ByRow, batch: Batch) -> Report:
+        n = batch.mask_BT.sum()
+        return {"nats": (found.nats_N.sum(), n), "z": (found.squares_N.sum(), n)} if self.z_loss else {}
+
+
+class MixedLanguageModel(RegularisedLanguageModel):
     """The same for a mixture of objectives: one loss, the mean over all tokens that carry one, as T5 and UL2 mix tasks. The
     loss of each part over its own tokens is reported as `lm/NAME`."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
+    def __init__(self, names: Sequence[str], z_loss: float = 0.0) -> None:
+        super().__init__(z_loss)
         self.names = names
 
-    def loss_and_report(
-        self, output: Output, batch: Batch
-    ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    def _report(self, found: ByRow, batch: Batch) -> Report:
         assert batch.parts_BT is not None
-        total, losses_N = cross_entropy_by_row(*_rows(output, batch), **output.head)
         parts_N, mask_N = batch.parts_BT.flatten(), batch.mask_BT.flatten()
-        report = {}
+        report = super()._report(found, batch)
         for part, name in enumerate(self.names):
             mine_N = mask_N & (parts_N == part)
-            report[f"lm/{name}"] = ((losses_N * mine_N).sum(), mine_N.sum())
-        return {"lm": total}, report
+            report[f"lm/{name}"] = ((found.nats_N * mine_N).sum(), mine_N.sum())
+        return report
 
 
 def _rows(output: Output, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

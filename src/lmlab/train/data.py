@@ -15,12 +15,12 @@ from lmlab.corpus.shards import Shard
 from lmlab.objective.batch import Batch
 from lmlab.objective.example import Example, Ids, Task
 from lmlab.objective.layout import Layout
+from lmlab.train.ramp import Batches
 
 
-def window_order(step: int, rows: int, windows: int, seed: int) -> np.ndarray:
-    """The windows of an optimizer step: a slice of the epochs' permutations, each drawn by Philox(seed, epoch)."""
-    wanted = np.arange(step * rows, (step + 1) * rows)
-    epochs, places = np.divmod(wanted, windows)
+def window_order(numbers: np.ndarray, windows: int, seed: int) -> np.ndarray:
+    """The windows that are the numbers-th of a run: those of the epochs' permutations, each drawn by Philox(seed, epoch)."""
+    epochs, places = np.divmod(numbers, windows)
     orders = {e: np.random.Generator(np.random.Philox(key=[seed, e])).permutation(windows) for e in set(epochs)}
     return np.array([orders[e][p] for e, p in zip(epochs, places)])
 
@@ -32,8 +32,12 @@ class PackedWindows:
     first token of a document is no target of the one before it.
     """
 
-    def __init__(self, shard: Shard, length: int, rows: int, micro_batches: int, seed: int, separate: bool) -> None:
-        self.tokens, self.length, self.rows, self.separate = shard.tokens, length, rows, separate
+    def __init__(
+        self, shard: Shard, length: int, batches: Batches | int, micro_batches: int, seed: int, separate: bool
+    ) -> None:
+        """`batches`: rows a step, or how they grow."""
+        self.tokens, self.length, self.separate = shard.tokens, length, separate
+        self.batches = Batches(batches, length) if isinstance(batches, int) else batches
         self.micro_batches, self.seed = micro_batches, seed
         self.starts = shard.starts
         self.windows = (len(self.tokens) - 1) // length
@@ -42,11 +46,11 @@ class PackedWindows:
 
     def indices(self, step: int) -> np.ndarray:
         """The windows of an optimizer step."""
-        return window_order(step, self.rows, self.windows, self.seed)
+        return window_order(self.batches.numbers(step), self.windows, self.seed)
 
     def __call__(self, step: int) -> list[Batch]:
         windows = self.indices(step)
-        return [self._batch(part) for part in np.array_split(windows, self.micro_batches)]
+        return [self._batch(part) for part in np.array_split(windows, self.micro_batches) if len(part)]
 
     def _batch(self, windows: np.ndarray) -> Batch:
         at = windows[:, None] * self.length + np.arange(self.length + 1)
@@ -72,26 +76,28 @@ class ExampleWindows:
         task: Task,
         layout: Layout,
         length: int,
-        rows: int,
+        batches: Batches | int,
         micro_batches: int,
         seed: int,
         separate: bool,
     ) -> None:
         self.tokens, self.starts, self.task, self.layout = shard.tokens, shard.starts, task, layout
-        self.length, self.rows, self.micro_batches = length, rows, micro_batches
+        self.length, self.micro_batches = length, micro_batches
+        self.batches = Batches(batches, length) if isinstance(batches, int) else batches
         self.seed, self.separate = seed, separate
         self.windows = len(self.tokens) // length
         if self.windows < 1:
             raise ValueError(f"{len(self.tokens)} training tokens are fewer than one window of {length}")
 
     def __call__(self, step: int) -> list[Batch]:
-        windows = window_order(step, self.rows, self.windows, self.seed)
-        numbers = step * self.rows + np.arange(self.rows)
+        numbers = self.batches.numbers(step)
+        windows = window_order(numbers, self.windows, self.seed)
         parts = zip(np.array_split(windows, self.micro_batches), np.array_split(numbers, self.micro_batches))
-        multiple = -(-self.rows // self.micro_batches // 4) or 1
+        multiple = -(-len(numbers) // self.micro_batches // 4) or 1
         return [
             self.layout.batch([e for w, i in zip(*part) for e in self.examples(int(w), int(i))], multiple)[0]
             for part in parts
+            if len(part[0])
         ]
 
     def examples(self, window: int, number: int) -> Iterator[Example]:

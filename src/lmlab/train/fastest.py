@@ -15,7 +15,7 @@ from lmlab.model.kernels import Kernel
 from lmlab.model.transformer import Transformer
 from lmlab.objective.batch import Batch
 from lmlab.objective.language_model import LanguageModel
-from lmlab.train.trainer import accumulate, make_forward, matrix_library
+from lmlab.train.step import accumulate, make_forward, matrix_library
 
 PRECISIONS = ("float32", "float32-onednn", "bfloat16")
 KERNELS = ("math", "sdpa")

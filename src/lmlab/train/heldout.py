@@ -28,7 +28,7 @@ from lmlab.objective.example import Example, Ids, Task
 from lmlab.objective.language_model import LanguageModel
 from lmlab.objective.layout import Layout
 from lmlab.text.tokenizer import Tokenizer
-from lmlab.train.trainer import autocast
+from lmlab.train.step import autocast
 
 MARGIN = 8
 """Tokens of a context left free for what a format adds: sentinels, end tokens, mode tokens."""

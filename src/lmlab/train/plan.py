@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from lmlab.model.config import ModelConfig, Parts
 from lmlab.train.fastest import KERNELS, can_compile, measure
+from lmlab.train.ramp import Batches, RampConfig
 
 
 class Shape(Parts):
@@ -41,7 +43,9 @@ def shape_of_width(given: Shape, d_model: int, vocab_size: int) -> ModelConfig:
     try:
         return ModelConfig.model_validate(merged)
     except ValidationError as error:
-        raise ValueError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
+        raise ValueError(
+            "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
+        ) from None
 
 
 def make_plan(
@@ -57,6 +61,7 @@ def make_plan(
     tokens_per_parameter: float,
     window: int | None = None,
     lengths: tuple[float, float] | None = None,
+    ramp: RampConfig | None = None,
     fixed: ModelConfig | None = None,
 ) -> dict[str, Any]:
     """Decide what the recipe leaves open. Reads the clock, unless steps, width, precision and kernel are all given: call
@@ -92,12 +97,14 @@ def make_plan(
     # Measured in tokens of full rows; a window costs its source and its target.
     speed *= length * chosen.flops_per_token(context) / chosen.flops(source, target, context)
     seconds = (minutes or 0) * 60
-    compiled = compile_wish if compile_wish is not None else can_compile() and seconds >= 90
+    steady = ramp is None  # a compiled step is made anew for each size of batch
+    compiled = compile_wish if compile_wish is not None else steady and can_compile() and seconds >= 90
     if steps is None:
         overhead = 25.0 if compiled else 0.0
         gain = 1.08 if compiled else 1.0
         usable = max(0.3 * seconds, 0.95 * seconds - overhead)
-        steps = max(10, math.floor(usable * speed * gain * 0.9 / (rows * length)))
+        steps = max(10, _steps_of(usable * speed * gain * 0.9, rows, length, ramp))
+    windows = Batches(rows, length, ramp).before(steps)
     return {
         "model": chosen.model_dump(mode="json"),
         "parameters": chosen.parameters(),
@@ -107,7 +114,13 @@ def make_plan(
         "steps": steps,
         "rows": rows,
         "length": length,
-        "tokens": steps * rows * length,
-        "flops": steps * rows * chosen.flops(source, target, context),
+        "tokens": windows * length,
+        "flops": windows * chosen.flops(source, target, context),
         "measured": table,
     }
+
+
+def _steps_of(tokens: float, rows: int, length: int, ramp: RampConfig | None) -> int:
+    """Steps that see about so many tokens, and no more."""
+    batches = Batches(rows, length, ramp)
+    return bisect.bisect_right(range(math.ceil(tokens)), tokens, key=batches.tokens_before) - 1

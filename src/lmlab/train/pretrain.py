@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from lmlab.config import Config
+from lmlab.config import Config, under
 from lmlab.corpus.baselines import Baseline
 from lmlab.corpus.baselines import measure as measure_baselines
 from lmlab.corpus.shards import Shard, write_shard
 from lmlab.corpus.store import documents
-from lmlab.errors import Failed, Refused
+from lmlab.errors import Failed, Refused, nearest
 from lmlab.generate.engine import Engine, Sampling
 from lmlab.generate.weights import Precision
 from lmlab.measure import ratio
@@ -36,7 +36,10 @@ from lmlab.train.heldout import Heldout, piece_tokens
 from lmlab.train.lengths import by_length
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.plan import Shape, make_plan
+from lmlab.train.published import PUBLISHED
+from lmlab.train.ramp import Batches, RampConfig
 from lmlab.train.schedule import ScheduleConfig
+from lmlab.train.stability import SpikeConfig
 from lmlab.train.start import starting_point
 from lmlab.train.trainer import TrainConfig, fit
 
@@ -44,16 +47,16 @@ from lmlab.train.trainer import TrainConfig, fit
 class PretrainOptimizer(OptimizerConfig):
     """As `OptimizerConfig`, with pretraining's own defaults, which stay where only some of them are set."""
 
-    name: Literal["adamw", "muon"] = "muon"
+    name: Literal["adam", "adamw", "adafactor", "lion", "muon"] = "muon"
     learning_rate: float = Field(default=1.6e-2, gt=0)
     matrix_learning_rate: float = Field(default=0.02, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float | Literal["lr^2"] = 0.0
 
 
 class PretrainSchedule(ScheduleConfig):
     """As `ScheduleConfig`, with pretraining's own defaults."""
 
-    name: Literal["constant", "linear", "cosine", "wsd"] = "wsd"
+    name: Literal["constant", "linear", "cosine", "inverse-sqrt", "wsd", "manual"] = "wsd"
     warmup: float = Field(default=10, ge=0)
     final: float = Field(default=0.0, ge=0, le=1)
     decay_fraction: float = Field(default=0.6, gt=0, le=1)
@@ -62,6 +65,9 @@ class PretrainSchedule(ScheduleConfig):
 class PretrainConfig(Config):
     """Settings of pretraining. With `minutes` the shape, steps and precision are sized to this machine."""
 
+    published: str | None = None
+    """The optimisation settings of a published model, where the recipe is silent: gpt3-175b, palm-540b, llama-7b, glm-130b and
+    others (docs/training.md)."""
     minutes: float | None = Field(default=4.0, gt=0)
     """The dial: minutes of training. What follows from it is printed and written to plan.json before the first step."""
     steps: int | None = Field(default=None, ge=1)
@@ -74,13 +80,25 @@ class PretrainConfig(Config):
     """How the dial trades width for steps. Compute-optimal training of large models takes about 20 (2203.15556); in a few
     minutes on a small corpus far fewer are best (measured, docs/lab-notes.md)."""
     batch_tokens: int = Field(default=2048, ge=1)
-    """Tokens an optimizer step."""
+    """Tokens an optimizer step; with `batch_ramp` of the full size."""
+    batch_ramp: RampConfig | None = None
+    """How the batch grows to its full size."""
     micro_batches: int = Field(default=1, ge=1)
     separate_documents: bool = True
     """Documents that share a window do not see each other."""
     optimizer: PretrainOptimizer = PretrainOptimizer()
     schedule: PretrainSchedule = PretrainSchedule()
     clip: float = Field(default=1.0, ge=0)
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of log^2 Z beside the loss, Z the softmax's normaliser (PaLM: 1e-4)."""
+    spikes: SpikeConfig = SpikeConfig()
+    embedding_gradient: float = Field(default=1.0, gt=0, le=1)
+    """The gradient that reaches the embedding from its lookups is multiplied by this (GLM-130B: 0.1)."""
+    ema: float | None = Field(default=None, ge=0, lt=1)
+    """Save the running mean of the weights with this decay as the model."""
+    layer_norms_every: int | None = Field(default=None, ge=1)
+    noise_scale_every: int | None = Field(default=None, ge=1)
+    """Log the gradients' norm by layer, and the gradient noise scale (at least 2 micro-batches), every so many steps."""
     precision: Literal["auto", "float32", "float32-onednn", "bfloat16"] = "auto"
     """auto: the fastest that a few measured steps find."""
     kernel: Literal["auto", "math", "sdpa"] = "auto"
@@ -106,6 +124,25 @@ class PretrainConfig(Config):
         if any(each < 1 or max(lengths) % each for each in lengths):
             raise ValueError(f"expected whole multiples of which each divides the largest, found {list(lengths)}")
         return lengths
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, given: Any) -> Any:
+        """Fill in a published model's settings under those of the recipe."""
+        name = given.get("published") if isinstance(given, dict) else None
+        if name is None:
+            return given
+        if name not in PUBLISHED:
+            raise ValueError(f"published: no settings of '{name}'{nearest(str(name), PUBLISHED)}")
+        return under(PUBLISHED[name], given)
+
+    @model_validator(mode="after")
+    def _noise_needs_parts(self) -> PretrainConfig:
+        if self.noise_scale_every and self.micro_batches < 2:
+            raise ValueError(
+                "noise_scale_every needs micro_batches of at least 2: the noise is told from their differences"
+            )
+        return self
 
     @model_validator(mode="after")
     def _carried(self) -> PretrainConfig:
@@ -181,6 +218,7 @@ def run(context: Context) -> Mapping[str, Any]:
             tokens_per_parameter=config.tokens_per_parameter,
             window=length,
             lengths=task.lengths(length),
+            ramp=config.batch_ramp,
             fixed=start.shape,
         )
     )
@@ -201,6 +239,11 @@ def run(context: Context) -> Mapping[str, Any]:
         optimizer=config.optimizer,
         schedule=config.schedule,
         clip=config.clip,
+        spikes=config.spikes,
+        embedding_gradient=config.embedding_gradient,
+        ema=config.ema,
+        layer_norms_every=config.layer_norms_every,
+        noise_scale_every=config.noise_scale_every,
         precision=plan["precision"],
         compile=plan["compile"],
         checkpoint_seconds=config.checkpoint_seconds,
@@ -208,9 +251,11 @@ def run(context: Context) -> Mapping[str, Any]:
         keep=config.keep,
     )
     separate = config.separate_documents
-    cut = (plan["length"], plan["rows"], config.micro_batches, context.seed, separate)
+    batches = Batches(plan["rows"], plan["length"], config.batch_ramp)
+    cut = (plan["length"], batches, config.micro_batches, context.seed, separate)
     source = PackedWindows(train, *cut) if packed else ExampleWindows(train, task, _tight(layout, task, length), *cut)
-    last = fit(model, make_objective(config.objective), source, settings, context, tokens=lambda batch: batch.size)
+    objective = make_objective(config.objective, config.z_loss)
+    last = fit(model, objective, source, settings, context, tokens=lambda batch: batch.size, batches=batches)
     model.kernel = "auto"
     bits = texts.after(*measured)
     after = ratio(bits, sizes)
