@@ -94,11 +94,29 @@ def _run(
     from lmlab import recipe
 
     read = recipe.load(name, overrides or [])
-    place = recipe.run(read, out or Path("runs") / read.name, **chosen)
-    path = place / "run.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"arms": list(read.arms)}
-    _show({"run": str(place), **summary}, as_json, _table(place, summary))
+    place, failure = out or Path("runs") / read.name, None
+    try:
+        recipe.run(read, place, **chosen)
+    except recipe.ArmsFailed as error:  # what the others found is shown before it is raised
+        failure = error
+    if read.single:
+        path = place / "run.json"
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"arms": list(read.arms)}
+        text = _table(place, summary)
+    else:
+        summary, text = _arms(place)
+    _show({"run": str(place), **summary}, as_json, text)
+    if failure is not None:
+        raise failure
     return place, summary
+
+
+def _arms(place: Path) -> tuple[dict[str, Any], str]:
+    from lmlab.report.summary import describe, summarise
+
+    found = {**json.loads((place / "arms.json").read_text(encoding="utf-8")), **summarise(place)}
+    lines = [f"run: {place}", describe(found), f"report: lmlab report {place}"]
+    return found, "\n".join(line for line in lines if line)
 
 
 def _table(place: Path, summary: dict[str, Any]) -> str:

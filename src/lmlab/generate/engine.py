@@ -238,6 +238,16 @@ class Engine:
         decoder = self._decoder(precision or self.precision)
         return scoring.score_documents(decoder, documents, window, stride or max(1, window // 2), self.start_id)
 
+    def score_tokens(
+        self, documents: Sequence[Sequence[int]], window: int | None = None, stride: int | None = None
+    ) -> list[list[float]]:
+        """-log P of every token of each document in nats; windows and defaults as in `score_documents`."""
+        window = window or self.model.config.context_length
+        for index, ids in enumerate(documents):
+            scoring.check_ids(f"document {index}", ids, self.model.config.vocab_size)
+        settings = (window, stride or max(1, window // 2), self.start_id)
+        return scoring.score_tokens(self._decoder(self.precision), documents, *settings)
+
     def precision_cost(self, documents: Sequence[Sequence[int]], precision: Precision | None = None) -> Cost:
         """What a precision (default the engine's) costs on documents (ids), beside float32."""
         for index, ids in enumerate(documents):
