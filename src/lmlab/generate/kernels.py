@@ -51,18 +51,15 @@ def unit_rows(x: np.ndarray, eps: np.float32, out: np.ndarray) -> None:  # pragm
 
 
 @_compiled
-def _softmax(w: np.ndarray, powers: np.ndarray, bits: np.ndarray, n: int) -> None:  # pragma: no cover (compiled)
-    """softmax of w[:n] in place. `bits` is the memory of `powers` as int32.
+def exponentials(w: np.ndarray, powers: np.ndarray, bits: np.ndarray, n: int) -> None:  # pragma: no cover (compiled)
+    """w[:n] = exp(w[:n]), from exp(-87) to exp(88), in place. `bits` is the memory of `powers` as int32.
 
     exp(x) = 2^i 2^f with i whole and |f| <= 1/2: 2^i is written as a float's exponent, 2^f is its Taylor series in f
     ln 2 to the seventh power (its remainder, 5e-9, is far below a rounding). The library's exp takes one number at a
     time and made attention up to 2.3 times as slow (measured).
     """
-    top = np.float32(-3e38)
     for s in range(n):
-        top = max(top, w[s])
-    for s in range(n):
-        t = max((w[s] - top) * np.float32(1.4426950408889634), np.float32(-126))
+        t = min(max(w[s] * np.float32(1.4426950408889634), np.float32(-126)), np.float32(127))
         whole = np.floor(t + np.float32(0.5))
         bits[s] = (np.int32(whole) + np.int32(127)) << np.int32(23)
         f = t - whole
@@ -74,9 +71,21 @@ def _softmax(w: np.ndarray, powers: np.ndarray, bits: np.ndarray, n: int) -> Non
         p = p * f + np.float32(0.2402265069591007)
         p = p * f + np.float32(0.6931471805599453)
         w[s] = p * f + np.float32(1)
-    total = np.float32(0)
     for s in range(n):
         w[s] *= powers[s]
+
+
+@_compiled
+def _softmax(w: np.ndarray, powers: np.ndarray, bits: np.ndarray, n: int) -> None:  # pragma: no cover (compiled)
+    """softmax of w[:n] in place; `powers` and `bits` as above."""
+    top = np.float32(-3e38)
+    for s in range(n):
+        top = max(top, w[s])
+    for s in range(n):
+        w[s] -= top
+    exponentials(w, powers, bits, n)
+    total = np.float32(0)
+    for s in range(n):
         total += w[s]
     for s in range(n):
         w[s] /= total
@@ -173,7 +182,18 @@ def attend_rows(  # noqa: PLR0912
 
 @lru_cache(maxsize=1)
 def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="lmlab-attention")
+    return ThreadPoolExecutor(count, thread_name_prefix="lmlab")
+
+
+def spread(total: int, work: Callable[[slice], object], count: int | None = None) -> None:
+    """Call `work` for slices of range(total) that make up the whole, on so many threads (default torch's number)."""
+    count = min(count or torch.get_num_threads(), total)
+    if count <= 1:
+        work(slice(0, total))
+        return
+    cuts = [total * part // count for part in range(count + 1)]
+    for each in [_threads(count).submit(work, slice(a, b)) for a, b in itertools.pairwise(cuts)]:
+        each.result()
 
 
 def parts(positions: list[int], inner: int) -> int:
@@ -184,17 +204,8 @@ def parts(positions: list[int], inner: int) -> int:
 
 def attend_parallel(count: int, qkv: np.ndarray, cache: np.ndarray, positions: np.ndarray, *rest: Any) -> None:
     """`attend_rows`, its rows spread over so many threads. No row's numbers change by that."""
-    if count == 1:
-        attend_rows(qkv, cache, positions, *rest)
-        return
     *settings, out = rest
-    cuts = [len(out) * part // count for part in range(count + 1)]
-    work = [
-        _threads(count).submit(attend_rows, qkv[a:b], cache[a:b], positions[a:b], *settings, out[a:b])
-        for a, b in itertools.pairwise(cuts)
-    ]
-    for each in work:
-        each.result()
+    spread(len(out), lambda s: attend_rows(qkv[s], cache[s], positions[s], *settings, out[s]), count)
 
 
 def attend_cached(layer: int, qkv: Tensor, cache: Cache, positions: list[int], inner: int) -> Tensor:
