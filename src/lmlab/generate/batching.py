@@ -184,7 +184,9 @@ class Scheduler:
         rows = min(self.max_batch, len(self.active) + len(self.waiting))
         need = max([need, *(len(request.prompt) + request.limit for request in self.waiting)])
         config, device = self.decoder.config, self.decoder.device
-        self.cache = Cache(config, rows, need, device) if self.cache is None else self.cache.grown(config, rows, need)
+        if self.cache is None:
+            self.cache = Cache(config, rows, need, device, self.decoder.kept)
+        self.cache = self.cache.grown(config, rows, need)
         logits_BV = self._prefill(joining, first, self.cache)
         self._choose(joining, logits_BV, Chooser([request.sampling for request in joining], device))
 

@@ -21,10 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmlab.generate.cache import Cache
+from lmlab.generate.simd import fetch, kept, read
 
 # What a loop over float32 needs to become SIMD: sums in any (fixed) order and fused multiply-add. NaN and infinity keep
 # their meaning, because a NaN must reach the logits to be found there.
 _FAST = {"reassoc", "contract", "nsz"}
+
+LINE = 64
+"""Bytes of a line of the processor's cache."""
 
 PARALLEL_WORK = 1 << 20
 """Multiply-adds of a layer's attention from which threads are worth their start (guessed: about 0.2 ms of work)."""
@@ -127,12 +131,13 @@ def attend_rows(  # noqa: PLR0912
     """Norm and rotation of each row's new query and key, its key and value into their slot, then
     softmax(scale q k^T) v over slots 0 to its position.
 
-    qkv (B, (H + 2 G) K), changed in place; cache (rows, 2, G, S, K); positions (B,); gains (H + G, K) or empty; cos
-    and sin (context, K / 2) or of width 0; out (B, H K).
+    qkv (B, (H + 2 G) K), changed in place; cache (rows, 2, G, S, K), float32 or the bits of bfloat16 as int16;
+    positions (B,); gains (H + G, K) or empty; cos and sin (context, K / 2) or of width 0; out (B, H K).
     """
     B, inner = out.shape
     _, _, G, S, K = cache.shape
     R = inner // (G * K)
+    line_size = LINE // cache.itemsize
     w, powers = np.empty(S, np.float32), np.empty(S, np.float32)
     bits = powers.view(np.int32)
     mixed = np.empty(K, np.float32)
@@ -144,38 +149,48 @@ def attend_rows(  # noqa: PLR0912
             _turn(qkv[b], G * R + G, gains, eps, cos[positions[b]], sin[positions[b]])
         for g in range(G):
             key, value = cache[b, 0, g], cache[b, 1, g]
+            # Values are fetched while keys are computed with, and then the next head's keys: memory is read all the
+            # time (8 and 32 rows of 192 slots, 12 heads of 64: 0.7 of the time, measured).
+            next_key = cache[b, 0, g + 1] if g + 1 < G else cache[min(b + 1, B - 1), 0, 0]
             for k in range(K):
-                key[n - 1, k] = qkv[b, inner + g * K + k]
-                value[n - 1, k] = qkv[b, inner + (G + g) * K + k]
+                key[n - 1, k] = kept(qkv[b, inner + g * K + k], cache)
+                value[n - 1, k] = kept(qkv[b, inner + (G + g) * K + k], cache)
             for r in range(R):
                 at = (g * R + r) * K
                 q = qkv[b, at : at + K]
                 # Four slots at a time: their sums are independent, and each number of q is read once for four.
                 for s in range(0, whole, 4):
+                    if r == 0:
+                        for line in range(s * K, (s + 4) * K, line_size):
+                            fetch(value, line)
                     a0, a1, a2, a3 = zero, zero, zero, zero
                     k0, k1, k2, k3 = key[s], key[s + 1], key[s + 2], key[s + 3]
                     for k in range(K):
-                        a0 += q[k] * k0[k]
-                        a1 += q[k] * k1[k]
-                        a2 += q[k] * k2[k]
-                        a3 += q[k] * k3[k]
+                        a0 += q[k] * read(k0[k])
+                        a1 += q[k] * read(k1[k])
+                        a2 += q[k] * read(k2[k])
+                        a3 += q[k] * read(k3[k])
                     w[s], w[s + 1], w[s + 2], w[s + 3] = a0 * scale, a1 * scale, a2 * scale, a3 * scale
                 for s in range(whole, n):
                     a0, k0 = zero, key[s]
                     for k in range(K):
-                        a0 += q[k] * k0[k]
+                        a0 += q[k] * read(k0[k])
                     w[s] = a0 * scale
                 _softmax(w, powers, bits, n)
                 for k in range(K):
                     mixed[k] = zero
                 for s in range(0, whole, 4):
+                    if r == R - 1:
+                        for line in range(s * K, (s + 4) * K, line_size):
+                            fetch(next_key, line)
                     v0, v1, v2, v3 = value[s], value[s + 1], value[s + 2], value[s + 3]
                     for k in range(K):
-                        mixed[k] += w[s] * v0[k] + w[s + 1] * v1[k] + w[s + 2] * v2[k] + w[s + 3] * v3[k]
+                        first = w[s] * read(v0[k]) + w[s + 1] * read(v1[k])
+                        mixed[k] += first + w[s + 2] * read(v2[k]) + w[s + 3] * read(v3[k])
                 for s in range(whole, n):
                     v0 = value[s]
                     for k in range(K):
-                        mixed[k] += w[s] * v0[k]
+                        mixed[k] += w[s] * read(v0[k])
                 for k in range(K):
                     out[b, at + k] = mixed[k]
 

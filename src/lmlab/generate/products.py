@@ -1,6 +1,6 @@
 """Matrices packed in panels for simd.py's kernel, and the product of rows with them.
 
-A panel holds 64 outputs: for each step along the inputs the weights of all 64 lie side by side, so that a product reads
+A panel holds 48 outputs: for each step along the inputs the weights of all 48 lie side by side, so that a product reads
 memory from front to back once, whatever number of rows it multiplies. Rows of x stay float32 beside float32 weights and
 are rounded to bfloat16 beside bfloat16 ones. Beside int8 and int4 they are rounded to 16 bits with a scale for each row
 and block of inputs (a rounding of at most 2^-16 of the block's largest number), so that in effect weights alone are
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lmlab.generate.kernels import _compiled, spread
 from lmlab.generate.quantise import group_size, round_int4, round_int8
-from lmlab.generate.simd import BFLOAT16, FLOAT32, INT4, INT8, PANEL, ROWS, add_products, available
+from lmlab.generate.simd import BFLOAT16, FLOAT32, INT4, INT8, PANEL, ROWS, add_products, available, kept
 
 BLOCK = 256
 """Inputs that share a scale of x beside int8 weights. 512 x 127 x 32,767 is the most that 32 bits hold; fewer, because
@@ -44,14 +44,10 @@ def narrow(
             for k in range(K):
                 words[n, k] = bits[n, k]
     elif kind == BFLOAT16:
-        halves = words.view(np.uint16)
+        halves = words.view(np.int16)
         for n in range(N):
             for k in range(K):
-                u = np.uint32(bits[n, k])
-                rounded = (u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-                # What is no number stays none: rounding could carry its mantissa over.
-                odd = (u & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-                halves[n, k] = np.uint16(np.uint32(0x7FC0) if odd else rounded)
+                halves[n, k] = kept(x[n, k], halves)
     else:
         codes = words.view(np.int16)
         for n in range(N):

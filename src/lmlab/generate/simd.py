@@ -1,6 +1,6 @@
 """The innermost loop of a matrix product, written in LLVM's own language, for processors with AVX-512.
 
-    tile[r, o] += sum over k of x[r, k] w[k, o]        for up to 6 rows r and the 64 outputs o of a panel
+    tile[r, o] += sum over k of x[r, k] w[k, o]        for up to 8 rows r and the 48 outputs o of a panel
 
 It is the micro-kernel of GotoBLAS (Goto and van de Geijn 2008, doi 10.1145/1356052.1356053): all 24 sums stay in
 registers, a panel's weights are read once, in the order in which they lie, and each number of x is spread over a
@@ -24,7 +24,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES, VECTORS, ROWS = 16, 3, 8
-"""float32 numbers a vector, vectors a panel, rows a tile: 24 sums, 4 vectors of weights and one of x in 32 registers."""
+"""float32 numbers a vector, vectors a panel, rows a tile: 24 sums, 3 vectors of weights and one of x in 32 registers.
+Eight rows, because batches of 8 and 32 are then whole tiles; 4 vectors and 6 rows are as fast else (measured)."""
 
 PANEL = LANES * VECTORS
 """Outputs that are computed together."""
@@ -181,6 +182,52 @@ def _loop(b: ir.IRBuilder, kind: int, rows: int, at: dict[str, ir.Value]) -> Non
 
 
 @intrinsic
+def fetch(typing: Any, array: Any, at: Any) -> Any:
+    """Ask for the memory of an array's element `at`, counted from its first in memory, to be read into the processor's
+    cache meanwhile; nothing happens where there is none."""
+
+    def generate(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+        made = context.make_array(signature.args[0])(context, b, args[0])
+        first = b.ptrtoint(made.data, _I64)
+        place = b.inttoptr(b.add(first, b.mul(args[1], made.itemsize)), _I8.as_pointer())
+        read_soon = [ir.Constant(_I32, each) for each in (0, 2, 1)]
+        b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0"), [place, *read_soon])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
+def read(typing: Any, number: Any) -> Any:
+    """A float32 as it is; an int16 as the bfloat16 whose bits it is, widened to float32."""
+
+    def generate(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        if number == types.float32:
+            return args[0]
+        return b.bitcast(b.shl(b.zext(args[0], _I32), ir.Constant(_I32, 16)), _F32)
+
+    return types.float32(number), generate
+
+
+@intrinsic
+def kept(typing: Any, number: Any, like: Any) -> Any:
+    """A float32 as an array of the kind of `like` holds it: as it is, or the bits of the nearest bfloat16."""
+
+    def generate(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        if like.dtype == types.float32:
+            return args[0]
+        bits = b.bitcast(args[0], _I32)
+        odd = b.and_(b.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
+        rounded = b.lshr(b.add(bits, b.add(odd, ir.Constant(_I32, 0x7FFF))), ir.Constant(_I32, 16))
+        # What is no number stays none: rounding could carry its mantissa over.
+        strange = b.fcmp_unordered("uno", args[0], args[0])
+        return b.trunc(b.select(strange, ir.Constant(_I32, 0x7FC0), rounded), _I16)
+
+    return like.dtype(number, like), generate
+
+
+@intrinsic
 def add_products(
     typing: Any,
     kind: Any,
@@ -196,10 +243,9 @@ def add_products(
     pairs_at: Any,
     tile: Any,
 ) -> Any:
-    """tile (6, 64) += x w of `rows` rows and one panel, in compiled code.
+    """tile (8, 48) += x w of `rows` rows and one panel, in compiled code.
 
-    x (N, words) int32, whatever 4 bytes mean; `x_at` its first row. w (bytes,) uint8, 64-byte aligned; `w_at` where
-    the panel's block begins and `ahead` what to fetch for later, in bytes. x_scale (N, blocks, 2) float32, (scale, scale x sum of codes) of a
+    x (N, words) int32, whatever 4 bytes mean; `x_at` its first row. w (bytes,) uint8, 64-byte aligned; `w_at` where the panel's block begins, in bytes. x_scale (N, blocks, 2) float32, (scale, scale x sum of codes) of a
     row's `block`; pairs (...,) int16, of which `pairs_at` is the block's first.
     """
     whole = types.intp
