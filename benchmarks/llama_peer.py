@@ -50,9 +50,7 @@ class LlamaPeer:
                 str(source).encode(), str(path).encode(), ctypes.byref(settings)
             ):
                 raise RuntimeError(f"llama.cpp could not make {path}")
-        self.model = llama_cpp.llama_model_load_from_file(
-            str(path).encode(), llama_cpp.llama_model_default_params()
-        )
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max = batch * length, batch
         settings.n_batch = max(512, batch * length)

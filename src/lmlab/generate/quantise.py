@@ -68,6 +68,11 @@ class Quantised:
             pairs_of_codes = codes.to(torch.uint8).view(outputs, -1, 2)
             self.codes = pairs_of_codes[..., 0] | (pairs_of_codes[..., 1] << 4)
 
+    @property
+    def bytes(self) -> int:
+        """Memory of codes and scales."""
+        return sum(each.numel() * each.element_size() for each in (self.codes, self.scales))
+
     def weight(self) -> Tensor:
         """The matrix that the codes stand for, (out, in), bfloat16."""
         if not self.group:
