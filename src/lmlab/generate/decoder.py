@@ -78,7 +78,8 @@ class Decoder:
         rotated = self.config.position == "rope"
         self.device = self.model.embedding.weight.device
         self.eps = torch.tensor(self.config.eps, device=self.device)
-        self.embedding = self.model.embedding.weight.detach().clone()
+        kind = torch.float32 if self.precision == "float32" else torch.bfloat16
+        self.embedding = self.model.embedding.weight.detach().to(kind, copy=True)
         self.position = None if self.model.position is None else self.model.position.weight.detach().clone()
         self.turn = torch.complex(self.model.cos, self.model.sin) if rotated else None
         angles = (self.model.cos, self.model.sin) if rotated else (torch.empty(self.config.context_length, 0),) * 2
@@ -170,7 +171,7 @@ class Decoder:
             layer_step(x, norms, matrices, activation, layer.gated, *where, self.cos, self.sin, self.scale)
 
     def _embed(self, tokens_N: Tensor, positions_N: Tensor) -> Tensor:
-        x_ND = F.embedding(tokens_N, self.embedding)
+        x_ND = F.embedding(tokens_N, self.embedding).float()
         return x_ND if self.position is None else x_ND + F.embedding(positions_N, self.position)
 
     def _run(self, tokens_N: Tensor, positions_N: Tensor, attend: Attend) -> Tensor:

@@ -27,11 +27,17 @@ def load(reference: str | Path, *, precision: Precision = "float32", max_batch: 
     """Open a MODEL: a run directory (its last trained language model), a stage's, a model's in lmlab's or Hugging
     Face's layout with or without tokenizer files, `hf:OWNER/NAME`, or `preset:NAME` (random weights). Raises Refused with
     what was looked for.
+
+    In a precision other than float32 the weights are held in that one alone: `logits`, which the model's float32
+    weights compute, is refused then.
     """
     folder = resolve(reference)
     network = load_model(folder).to(device)
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
-    return Model(network, tokenizer, folder=folder, precision=precision, max_batch=max_batch)
+    model = Model(network, tokenizer, folder=folder, precision=precision, max_batch=max_batch)
+    if precision != "float32":
+        model.engine.release()
+    return model
 
 
 class Model:
@@ -131,6 +137,8 @@ class Model:
         encoder-decoder `input_ids` are the source, and the logits are those of `decoder_input_ids`.
         """
         config = self.network.config
+        if self.engine.released:
+            raise Refused(f"logits: {self._name} is held in {self.engine.precision} only; load it in float32")
         ids_BT = self._ids("input_ids", input_ids)
         padding = None
         if attention_mask is not None:
