@@ -22,6 +22,9 @@ BLOCK = 256
 """Inputs that share a scale of x beside int8 weights. 512 x 127 x 32,767 is the most that 32 bits hold; fewer, because
 an outlier among the inputs coarsens its block."""
 
+NEAR = 1 << 18
+"""Bytes of x that are multiplied by all panels before the next rows are."""
+
 PARALLEL_BYTES = 1 << 20
 """Bytes of weights (times tiles of rows) from which a product is worth spreading over threads (guessed)."""
 
@@ -97,32 +100,25 @@ def multiply(
     step = PANEL * (2 if kind == INT8 else 4)
     advance = per * (4 if kind == INT4 else 1)
     panel_bytes = per * step * blocks
-    tiles = (N + ROWS - 1) // ROWS
     tile = np.empty((ROWS, PANEL), np.float32)
-    for panel in range(first, last):
-        width = min(PANEL, outputs - panel * PANEL)
-        scale_here, bias_here = w_scale[panel * PANEL : (panel + 1) * PANEL], bias[panel * PANEL : (panel + 1) * PANEL]
-        for t in range(tiles):
-            a, e = N * t // tiles, N * (t + 1) // tiles
-            for block in range(blocks):
-                at = panel * panel_bytes + block * per * step
-                pair = (panel * blocks + block) * 2 * PANEL
-                add_products(
-                    kind,
-                    e - a,
-                    words,
-                    (a, block * advance),
-                    w,
-                    at,
-                    per,
-                    scale,
-                    block,
-                    pairs,
-                    pair,
-                    tile,
-                )
-            for n in range(a, e):
-                _settle(tile[n - a], scale_here, bias_here, add, out[n, panel * PANEL : panel * PANEL + width])
+    # So many rows of x that they stay in the processor's second cache while all panels pass by.
+    together = max(NEAR // (4 * words.shape[1]) // ROWS, 6) * ROWS
+    for begin in range(0, N, together):
+        rows = min(together, N - begin)
+        tiles = (rows + ROWS - 1) // ROWS
+        for panel in range(first, last):
+            width = min(PANEL, outputs - panel * PANEL)
+            scale_here = w_scale[panel * PANEL : (panel + 1) * PANEL]
+            bias_here = bias[panel * PANEL : (panel + 1) * PANEL]
+            for t in range(tiles):
+                a, e = begin + rows * t // tiles, begin + rows * (t + 1) // tiles
+                for block in range(blocks):
+                    at = panel * panel_bytes + block * per * step
+                    pair = (panel * blocks + block) * 2 * PANEL
+                    place = (a, block * advance)
+                    add_products(kind, e - a, words, place, w, at, per, scale, block, pairs, pair, tile)
+                for n in range(a, e):
+                    _settle(tile[n - a], scale_here, bias_here, add, out[n, panel * PANEL : panel * PANEL + width])
 
 
 @_compiled
