@@ -8,7 +8,8 @@ cache of logits (which serves options of one token only), at the batch size that
 items. The plain loop is what evaluation scripts do: context and option joined, padded to the longest of a batch of 16,
 logits of all positions, log-softmax, the option's log-probabilities picked out. Each side runs in a process of its own on
 one thread, in turns, so that its peak memory is its own; figures are medians of CPU time. In float32 the log-probabilities
-must agree within 1e-4 for each token of an option, or the benchmark fails. Prints a Markdown table. Needs the extras [dev] and [bench].
+must agree within 1e-4 for each token of an option, or the benchmark fails. Prints a Markdown table. Needs the extras
+[dev] and [bench].
 """
 
 from __future__ import annotations

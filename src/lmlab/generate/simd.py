@@ -70,6 +70,10 @@ def available() -> frozenset[int]:
     return frozenset(kind for kind, how in KINDS.items() if features.get(how.feature))
 
 
+_operation: Any = intrinsic
+"""What compiled code calls as a function; numba gives the types, so none are checked here."""
+
+
 def _whole(value: int) -> ir.Constant:
     return ir.Constant(_I64, value)
 
@@ -98,7 +102,7 @@ def _instruction(name: str) -> Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Va
     """sums + the dot product of the pairs in each lane. As an instruction's name, because the intrinsic functions of
     LLVM for these two have changed their types from version to version."""
 
-    def apply(b: ir.IRBuilder, sums: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+    def apply(b: ir.IRBuilder, sums: Any, w: ir.Value, x: ir.Value) -> Any:
         kind = ir.FunctionType(sums.type, [sums.type, _INTS, _INTS])
         return b.call(ir.InlineAsm(kind, f"{name} $3, $2, $0", "=v,0,v,v"), [sums, w, x])
 
@@ -133,6 +137,7 @@ def _settle(b: ir.IRBuilder, kind: int, found: list[list[ir.Value]], at: dict[st
             scales.append([b.bitcast(b.shl(b.zext(half, _INTS), _filled(16)), _FLOATS)])
     for row, sums in enumerate(found):
         address = b.add(at["x_scale"], b.mul(at["x_scale_stride"], _whole(row)))
+        step = total = ir.Constant(_FLOATS, ir.Undefined)
         if kind in (INT8, INT4):
             step = _spread(b, _load(b, address, _F32, 4), _FLOATS)
             total = _spread(b, _load(b, b.add(address, _whole(4)), _F32, 4), _FLOATS)
@@ -195,7 +200,7 @@ def _fetch(b: ir.IRBuilder, address: ir.Value) -> None:
     b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0"), [place, *read_soon])
 
 
-@intrinsic
+@_operation
 def fetch(typing: Any, array: Any, at: Any) -> Any:
     """Ask for the memory of an array's element `at`, counted from its first in memory, to be read into the processor's
     cache meanwhile; nothing happens where there is none."""
@@ -208,7 +213,7 @@ def fetch(typing: Any, array: Any, at: Any) -> Any:
     return types.void(array, types.intp), generate
 
 
-@intrinsic
+@_operation
 def read(typing: Any, number: Any) -> Any:
     """A float32 as it is; an int16 as the bfloat16 whose bits it is, widened to float32."""
 
@@ -220,7 +225,7 @@ def read(typing: Any, number: Any) -> Any:
     return types.float32(number), generate
 
 
-@intrinsic
+@_operation
 def kept(typing: Any, number: Any, like: Any) -> Any:
     """A float32 as an array of the kind of `like` holds it: as it is, or the bits of the nearest bfloat16."""
 
@@ -237,7 +242,7 @@ def kept(typing: Any, number: Any, like: Any) -> Any:
     return like.dtype(number, like), generate
 
 
-@intrinsic
+@_operation
 def add_products(
     typing: Any,
     kind: Any,
@@ -255,8 +260,8 @@ def add_products(
 ) -> Any:
     """tile (8, 48) += x w of `rows` rows and one panel, in compiled code.
 
-    x (N, words) int32, whatever 4 bytes mean; `x_at` its first row. w (bytes,) uint8, 64-byte aligned; `w_at` where the panel's block begins, in bytes. x_scale (N, blocks, 2) float32, (scale, scale x sum of codes) of a
-    row's `block`; pairs (...,) int16, of which `pairs_at` is the block's first.
+    x (N, words) int32, whatever 4 bytes mean; `x_at` (row, word) to begin at. w (bytes,) uint8, 64-byte aligned;
+    `w_at` where the panel's block begins, in bytes. x_scale (N, blocks, 2) float32, (scale, scale x sum of codes) of a row's `block`; pairs (...,) int16, of which `pairs_at` is the block's first.
     """
     whole = types.intp
     signature = types.void(

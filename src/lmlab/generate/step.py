@@ -56,7 +56,7 @@ def _normalise(
 
 
 @_compiled
-def _activate(
+def _activate(  # noqa: PLR0912
     code: int, up: np.ndarray, gated: bool, w: np.ndarray, powers: np.ndarray, bits: np.ndarray, out: np.ndarray
 ) -> None:  # pragma: no cover (compiled)
     """f(up) of one row, times the other half of `up` where it is gated. w and powers (F,), bits is powers' memory."""

@@ -9,10 +9,11 @@ What is changed, and why the result is the same up to rounding:
   k^T stays.
 
 On a processor (CPU) with AVX-512 the matrices are packed for products.py's own kernel; on others for oneDNN. That is for
-exactness first: oneDNN's products of float32 rows come out the same to the last bit whatever number of rows is multiplied at once, which torch's default library
-(MKL) does not give below four rows. Measured on an AMD Zen 5 with oneDNN held to AVX2 and to AVX-512: 1 to 255 rows,
-inputs of 96 to 3,072, outputs of 32 to 4,099. The one exception was a single row of more than 1,024 inputs, which is
-therefore multiplied twice at once (it costs as much: the time goes into reading the matrix). A test watches it.
+exactness first: their products of float32 rows come out the same to the last bit whatever number of rows is multiplied
+at once, which torch's default library (MKL) does not give below four rows. Of our kernel that is so by construction. Of
+oneDNN it was measured on an AMD Zen 5 with oneDNN held to AVX2 and to AVX-512: 1 to 255 rows, inputs of 96 to 3,072,
+outputs of 32 to 4,099. The one exception was a single row of more than 1,024 inputs, which is therefore multiplied twice
+at once (it costs as much: the time goes into reading the matrix). A test watches it.
 """
 
 from __future__ import annotations
@@ -126,8 +127,10 @@ class Norm:
     @property
     def arrays(self) -> tuple[bool, np.float32, np.ndarray, np.ndarray]:
         """(whether it is an RMSNorm, eps, weight, bias or empty) for compiled functions."""
-        parts = (np.empty(0, np.float32) if each is None else each.float().numpy() for each in (self.weight, self.bias))
-        return self.is_rms, np.float32(self.eps), *parts
+        weight, bias = (
+            np.empty(0, np.float32) if each is None else each.float().cpu().numpy() for each in (self.weight, self.bias)
+        )
+        return self.is_rms, np.float32(self.eps), weight, bias
 
     def fold(self, weight: Tensor) -> Tensor:
         """The matrix (out, in) after this norm, with the gain in its columns."""
