@@ -261,8 +261,8 @@ def add_products(
     """tile (8, 48) += x w of `rows` rows and one panel, in compiled code.
 
     x (N, words) int32, whatever 4 bytes mean; `x_at` (row, word) to begin at. w (bytes,) uint8, 64-byte aligned;
-    `w_at` where the panel's block begins, in bytes. x_scale (N, blocks, 2) float32, (scale, scale x sum of codes) of a row's `block`;
-    pairs (...,) int16, of which `pairs_at` is the block's first.
+    `w_at` where the panel's block begins, in bytes. x_scale (N, blocks, 2) float32, (scale, scale x sum of codes) of a
+    row's `block`; pairs (...,) int16, of which `pairs_at` is the block's first.
     """
     whole = types.intp
     signature = types.void(
