@@ -11,7 +11,7 @@ from lmlab.generate.cache import Cache
 from lmlab.generate.decoder import Decoder
 from lmlab.generate.kernels import attend_rows
 from lmlab.generate.products import Panels, kind_of, narrow
-from lmlab.generate.quantise import Quantised
+from lmlab.generate.quantise import group_size, round_int4, round_int8
 from lmlab.generate.simd import BFLOAT16, FLOAT32, available
 from lmlab.generate.weights import Linear
 from lmlab.model.config import ModelConfig
@@ -25,6 +25,17 @@ def panels(weight: torch.Tensor, bias: torch.Tensor | None, precision: str) -> P
     kind = kind_of(precision, weight.shape[1])
     assert kind is not None
     return Panels(weight, bias, kind)
+
+
+def stood_for(weight: torch.Tensor, precision: str) -> torch.Tensor:
+    """The matrix that the codes of int8 and int4 mean."""
+    group = group_size(weight.shape[1]) if precision == "int4" else 0
+    if not group:
+        codes, scale = round_int8(weight)
+        return codes * scale[:, None]
+    codes, scale, low = round_int4(weight, group)
+    steps, lowest = (each.bfloat16().float().repeat_interleave(group, 1) for each in (scale, low))
+    return codes * steps + lowest
 
 
 @settings(max_examples=40, deadline=None)
@@ -43,8 +54,8 @@ def test_the_product_is_the_dense_one(outputs: int, inputs: int, rows: int, prec
     dense, seen, loose = weight, x, 1e-5
     if precision == "bfloat16":
         dense, seen = weight.bfloat16().float(), x.bfloat16().float()
-    elif precision != "float32":  # the other path's scales are bfloat16: 8 bits
-        dense, loose = Quantised(weight, precision).weight().float(), 2.0**-7  # type: ignore[arg-type]
+    elif precision != "float32":
+        dense, loose = stood_for(weight, precision), 2.0**-14  # what rounding x to 16 bits costs
     size = (seen.abs() @ dense.abs().T) + bias.abs()
     wanted = seen @ dense.T + bias
     assert bool(((made(x) - wanted).abs() <= loose * size + 1e-6).all())
