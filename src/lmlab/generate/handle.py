@@ -36,6 +36,7 @@ def load(reference: str | Path, *, precision: Precision = "float32", max_batch: 
     """
     folder = resolve(reference)
     network = load_model(folder).to(device)
+    _trim()
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
     model = Model(network, tokenizer, folder=folder, precision=precision, max_batch=max_batch)
     if precision != "float32":
