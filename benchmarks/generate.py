@@ -8,7 +8,7 @@ which it has not without other packages, in bfloat16; llama.cpp runs in F32, BF1
 float32 the greedy ids must be transformers', or the benchmark fails. New tokens are counted over the whole of an answer,
 prefill included; the prefill alone is the time to the first token. At batch 1 the last column is the share of this
 machine's read bandwidth, measured before and after on an array that no cache holds: bytes of weights that a token reads /
-CPU seconds of a token of decoding alone. Prints two Markdown tables. Needs the extras [dev] and, for llama.cpp, [bench].
+CPU seconds of a token of decoding alone. Prints two Markdown tables. Needs the extras [dev] and, for llama.cpp, [bench-engine].
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ items. The plain loop is what evaluation scripts do: context and option joined, 
 logits of all positions, log-softmax, the option's log-probabilities picked out. Each side runs in a process of its own on
 one thread, in turns, so that its peak memory is its own; figures are medians of CPU time. In float32 the log-probabilities
 must agree within 1e-4 for each token of an option, or the benchmark fails. Prints a Markdown table. Needs the extras
-[dev] and [bench].
+[dev] and [bench-engine].
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def main() -> None:
         import lm_eval  # noqa: F401
     except ImportError:
         names.remove(SIDES[1])
-        print("lm-evaluation-harness is left out: it is not installed (pip install 'lmlab[bench]')\n")
+        print("lm-evaluation-harness is left out: it is not installed (pip install 'lmlab[bench-engine]')\n")
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     best = BATCH
     with tempfile.TemporaryDirectory() as folder:

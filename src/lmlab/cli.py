@@ -6,6 +6,7 @@ while working, 2 refused before starting.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -40,6 +41,14 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Make finished stages again
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on standard output.")]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run, a stage, a model directory, hf:OWNER/NAME or preset:NAME.")
+]
+AnyModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run, a stage, a model directory, hf:OWNER/NAME, preset:NAME, or api:NAME@URL (a model behind an "
+        "OpenAI-compatible address; its key comes from LMLAB_API_KEY).",
+    ),
 ]
 
 
@@ -171,13 +180,38 @@ def _corpus(place: Path) -> Path:
 
 @corpus_app.command("inspect")
 def corpus_inspect(
-    place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")], as_json: Json = False
+    place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page (HTML) of it to this file.")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Texts shown a source, and a reason to drop.")] = 2,
+    as_json: Json = False,
 ) -> None:
     """What is in a corpus: sizes, languages, what each step dropped and why, samples."""
     from lmlab.corpus.inspect import format_inspect, inspect
 
-    found = inspect(_corpus(place))
+    found = inspect(_corpus(place), samples=samples)
+    if page is not None:
+        from lmlab.report.corpus import corpus_page
+        from lmlab.run import write_atomic
+
+        write_atomic(page, corpus_page(found))
     _show(found, as_json, format_inspect(found))
+
+
+@corpus_app.command("audit")
+def corpus_audit(
+    place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],
+    by: Annotated[
+        list[str] | None, typer.Option("--by", help="source, language, length, kind, or a field of meta. Repeatable.")
+    ] = None,
+    step: Annotated[list[str] | None, typer.Option("--step", help="Only this step. Repeatable.")] = None,
+    ratio: Annotated[float, typer.Option("--ratio", help="Warn from so many times the rest's removal rate on.")] = 1.25,
+    as_json: Json = False,
+) -> None:
+    """What each dropping step removes by slice: removal rates with intervals, and warnings."""
+    from lmlab.corpus.audit import audit, format_audit
+
+    found = audit(_corpus(place), by or (), step or (), ratio=ratio)
+    _show(found, as_json, format_audit(found))
 
 
 @corpus_app.command("why")
@@ -191,6 +225,23 @@ def corpus_why(
 
     found = why(_corpus(place), document)
     _show(found, as_json, format_why(found))
+
+
+@corpus_app.command("links")
+def corpus_links(
+    places: Annotated[list[Path], typer.Argument(metavar="SUBMISSIONS...", help="Submissions: RS_*.zst, or folders.")],
+    out: Annotated[Path, typer.Option(help="The list to write, an address a line.")],
+    karma: Annotated[int, typer.Option(help="Least score of a submission (WebText: 3).")] = 3,
+    window: Annotated[int, typer.Option(help="MiB that a compressed file may ask for (Reddit's: 2048).")] = 128,
+    as_json: Json = False,
+) -> None:
+    """The addresses that Reddit-style submissions recommend: the pages for a source's web.urls."""
+    from lmlab.corpus.readers.links import files_of, links
+    from lmlab.corpus.readers.records import Limits
+
+    files = [file for place in places for file in files_of(str(place), "links")]
+    found = links(files, karma, out, Limits(window=window << 20))
+    _show(found, as_json, f"{found['distinct']:,} addresses in {out} ({found['broken']:,} broken records left out)")
 
 
 @tokenizer_app.command("train")
@@ -260,7 +311,7 @@ def model_export(
 
 @app.command("eval")
 def evaluate(
-    model: ModelArgument,
+    model: AnyModelArgument,
     tasks: Annotated[str, typer.Option(help="Tasks, with commas; 'list' names them.")] = "list",
     out: Annotated[Path | None, typer.Option(help="Where run.json and items.jsonl go.")] = None,
     items: Annotated[int, typer.Option(help="Items a task.")] = 64,
@@ -288,7 +339,7 @@ def compare(
 
 @app.command()
 def generate(
-    model: ModelArgument,
+    model: AnyModelArgument,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -309,6 +360,7 @@ def generate(
     contrastive: Annotated[float | None, typer.Option(help="Contrastive search with this alpha.")] = None,
     draft: Annotated[str | None, typer.Option(help="A smaller MODEL of the same tokenizer that drafts.")] = None,
     precision: Annotated[str, typer.Option(help="float32, bfloat16, int8 or int4.")] = "float32",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the decoding step: slow to start.")] = False,
     as_json: Json = False,
 ) -> None:
     """Continue a text: greedily, by sampling, beam search, contrastive search, or with a draft model."""
@@ -319,7 +371,7 @@ def generate(
     form = {"stop": tuple(stop or ()), "regex": regex, "json_schema": json_schema, "truncate": truncate}
     counts = {"max_new_tokens": max_new_tokens, "top_logprobs": top_logprobs, "presence_penalty": presence_penalty}
     search = {"beams": beams, "length_penalty": length_penalty, "contrastive": contrastive, "draft": draft}
-    found = continue_text(model, prompt, {**draw, **penalties, **form, **counts}, search, precision)
+    found = continue_text(model, prompt, {**draw, **penalties, **form, **counts}, search, precision, compile)
     _show(found, as_json, found["text"])
 
 
@@ -330,6 +382,28 @@ def report(place: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json 
 
     page, data = write_report(place)
     _show(json.loads(data.read_text(encoding="utf-8")), as_json, f"{page}\n{data}")
+
+
+@app.command()
+def watch(
+    place: Annotated[Path, typer.Argument(metavar="RUN")],
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes any free one.")] = 8001,
+    once: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page as it is now, and end.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Follow a run in the browser: loss, rate, gradient norm, speed, spikes, samples."""
+    from lmlab.report.live.server import page, snapshot
+    from lmlab.report.live.server import watch as follow
+    from lmlab.run import write_atomic
+
+    if as_json:
+        _show(snapshot(place), True, "")
+    elif once is not None:
+        write_atomic(once, page(snapshot(place)))
+        typer.echo(f"page: {once}")
+    else:
+        with contextlib.suppress(KeyboardInterrupt):
+            follow(place, port, on_ready=lambda address: typer.echo(f"watching {place} at {address} (Ctrl-C ends)"))
 
 
 @app.command()
@@ -357,7 +431,7 @@ def schema(
 
 @app.command()
 def chat(
-    model: ModelArgument,
+    model: AnyModelArgument,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens an answer.")] = 128,
 ) -> None:

@@ -132,7 +132,7 @@ def test_the_compiled_step_is_the_layer_by_layer_one(
 def test_attention_over_bfloat16_keys_and_values_is_that_over_their_float32() -> None:
     config = ModelConfig(layers=1, d_model=8, heads=4, kv_heads=2, head_dim=16, vocab_size=4, context_length=40)
     draw = torch.Generator().manual_seed(0)
-    kept = Cache(config, 2, 40, torch.device("cpu"), torch.bfloat16)
+    kept = Cache(config, 2, 40, torch.device("cpu"), dtype=torch.bfloat16)
     kept.data.copy_(torch.randn(kept.data.shape, generator=draw))
     wide = Cache(config, 2, 40, torch.device("cpu"))
     wide.data.copy_(kept.data)

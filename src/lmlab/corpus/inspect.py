@@ -12,12 +12,14 @@ from lmlab.errors import Refused, nearest
 from lmlab.progress import read_jsonl
 
 SAMPLE_CHARS = 300
+JUDGED = ("classifier_score", "perplexity", "perplexity_bucket")
 
 
 def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
-    """Sizes by source and split, languages, drop reasons with examples, rejects, overlaps with the held-out set, the
-    median and largest document, and `samples` beginnings of kept training documents and of dropped ones a source.
-    Plain data, ready for JSON.
+    """Sizes by source and split, languages, drop reasons with examples, rejects, overlaps with the held-out set, and
+    `samples` beginnings of kept training documents and of dropped ones a source, and of those that a reason dropped.
+    Of the kept documents' lengths (in characters) the median, the longest, and how many lie in [2^k, 2^(k+1)), from
+    k = 0. Plain data, ready for JSON.
     """
     stage_dir = Path(stage_dir)
     store.parts(stage_dir)
@@ -27,6 +29,7 @@ def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
         **statistics,
         "lengths": {},
         "samples": {},
+        "dropped_samples": {},
         "first_rejects": read_jsonl(stage_dir / "rejected.jsonl")[:5],
         "overlaps": len(read_jsonl(stage_dir / "contamination.jsonl")),
     }
@@ -41,9 +44,20 @@ def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
             if len(shown) < samples and size and (row["split"] == "train" or not row["keep"]):
                 why_not = {} if row["keep"] else {"step": row["step"], "reason": row["reason"]}
                 shown.append({"id": row["id"], **why_not, "text": row["text"][:SAMPLE_CHARS]})
+            if not row["keep"]:
+                same = found["dropped_samples"].setdefault(row["step"], {}).setdefault(row["reason"], [])
+                if len(same) < samples:
+                    same.append({"id": row["id"], "text": row["text"][:SAMPLE_CHARS]})
     for source, sizes in lengths.items():
         ordered = sorted(sizes)
-        found["lengths"][source] = {"median": ordered[len(ordered) // 2], "longest": ordered[-1]}
+        counts = [0] * max(1, ordered[-1].bit_length())
+        for size in ordered:
+            counts[max(0, size.bit_length() - 1)] += 1
+        found["lengths"][source] = {
+            "median": ordered[len(ordered) // 2],
+            "longest": ordered[-1],
+            "powers_of_two": counts,
+        }
     return found
 
 
@@ -85,12 +99,20 @@ def _history(stage_dir: Path, row: dict[str, Any]) -> dict[str, Any]:
         "language": row["language"],
         "language_probability": row["language_probability"],
         "signals": signals,
+        **_judged(row),
         "redacted": row["redacted"],
         "duplicate_of": row["duplicate_of"],
         "similarity": row["similarity"],
         "heldout_overlap": overlap[0] if overlap else None,
         "text": row["text"],
     }
+
+
+def _judged(row: dict[str, Any]) -> dict[str, Any]:
+    """What the rule sets and the models found: columns that are there only where such a step was on."""
+    structs = {name: row[name] for name in row if name.endswith(("_signals", "_repetition")) and row[name]}
+    rounded = {name: {k: None if v is None else round(v, 4) for k, v in each.items()} for name, each in structs.items()}
+    return {**rounded, **{name: row[name] for name in JUDGED if row.get(name) is not None}}
 
 
 def format_inspect(found: dict[str, Any]) -> str:
@@ -143,6 +165,12 @@ def format_why(found: dict[str, Any]) -> str:
         sure = found["language_probability"]
         out.append(f"language: {found['language']}" + (f" (probability {sure:.3f})" if sure is not None else ""))
     out.append("signals: " + ", ".join(f"{name} {value:g}" for name, value in found["signals"].items()))
+    for name, values in found.items():
+        if name.endswith(("_signals", "_repetition")):
+            shown = ", ".join(f"{signal} {value:g}" for signal, value in values.items() if value is not None)
+            out.append(f"{name.replace('_', ' ')}: {shown}")
+    if judged := ", ".join(f"{name.replace('_', ' ')} {found[name]}" for name in JUDGED if name in found):
+        out.append(f"models: {judged}")
     counts = found["redacted"] or {}
     out.append("redacted: " + (", ".join(f"{n} {name}" for name, n in counts.items() if n) or "nothing"))
     if found["duplicate_of"]:

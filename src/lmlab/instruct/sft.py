@@ -31,7 +31,8 @@ from lmlab.text.tokenizer import Tokenizer
 from lmlab.train.fastest import PRECISIONS
 from lmlab.train.optimizer import OptimizerConfig, make_optimizers
 from lmlab.train.schedule import ScheduleConfig
-from lmlab.train.trainer import TrainConfig, accumulate, fit, make_forward, matrix_library
+from lmlab.train.step import accumulate, make_forward, matrix_library
+from lmlab.train.trainer import TrainConfig, fit
 
 TEST_SEED = 0
 """Test items do not depend on the run's seed: every model answers the same questions."""
@@ -300,5 +301,5 @@ def _samples(before: Sequence[Judged], after: Sequence[Judged], count: int) -> l
 STAGE = StageKind(
     config=SftConfig,
     run=run,
-    inputs=(Input("model", ("pretrain", "sft", "ppo")), Input("corpus", ("corpus",), required=False)),
+    inputs=(Input("model", ("pretrain", "sft", "ppo"), model=True), Input("corpus", ("corpus",), required=False)),
 )

@@ -104,6 +104,14 @@ class Parts(Config):
     mup_base_width: int | None = Field(default=None, ge=1)
     """d_model at which muP's rates and multipliers are 1 (2203.03466)."""
 
+    def differs(self, apart_from: frozenset[str]) -> dict[str, Any]:
+        """The switches, apart from those named, that are not at their default: {name: value}."""
+        return {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if name not in apart_from and not field.is_required() and getattr(self, name) != field.default
+        }
+
 
 class ModelConfig(Parts):
     """A model's shape and parts. Fields left at None are derived, see `sizes`."""
@@ -206,10 +214,8 @@ class ModelConfig(Parts):
 
         return flops_per_token(self, length)
 
-    def differs(self, apart_from: frozenset[str]) -> dict[str, Any]:
-        """The switches, apart from those named, that are not at their default: {name: value}."""
-        return {
-            name: getattr(self, name)
-            for name, field in type(self).model_fields.items()
-            if name not in apart_from and not field.is_required() and getattr(self, name) != field.default
-        }
+    def flops(self, source: float, target: float, length: int) -> float:
+        """Training FLOPs of an example of `source` and `target` tokens in sequences of `length`."""
+        from lmlab.model.count import flops
+
+        return flops(self, source, target, length)
