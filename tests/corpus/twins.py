@@ -140,3 +140,26 @@ def kneser_ney(training: list[str], order: int):
 def bits(probability, text: str, order: int) -> float:
     padded = b"\0" * (order - 1) + text.encode()
     return -sum(math.log2(probability(padded[i - order + 1 : i], padded[i])) for i in range(order - 1, len(padded)))
+
+
+def _sentences(text: str) -> list[str]:
+    return re.findall(r"(?s).*?(?:[。！？][\n \t]*|[.!?][\"')\]]*(?=[ \t\n]|\Z)[\n \t]*|\n[\n \t]*|\Z)", text)
+
+
+def _lines(text: str) -> list[str]:
+    return re.findall(r"(?s).*?(?:\n+|\Z)", text)
+
+
+def _paragraphs(text: str) -> list[str]:
+    return re.findall(r"(?s).*?(?:\n(?=[ \t]*\n)\n*|\Z)", text)
+
+
+def _blocks(split):
+    return lambda text: [(piece, piece, plain_words(piece)) for piece in split(text) if plain_words(piece)]
+
+
+UNITS = {
+    name: (lambda text, cut=cut: [(span, words) for _, span, words in _blocks(cut)(text)])
+    for name, cut in (("line", _lines), ("paragraph", _paragraphs), ("sentence", _sentences))
+}
+"""Cuts a text into (what a unit spans, its words), those without words left out."""

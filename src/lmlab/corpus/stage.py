@@ -5,7 +5,6 @@ Work goes on in `.work` beside the results and is kept there by shard until all 
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,17 +14,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmlab.corpus import contamination, dedup, engine, readers, statistics, store
-from lmlab.corpus.arrow import compute as pc
-from lmlab.corpus.build import DecideStep, Decision, read_tasks
+from lmlab.corpus import engine, readers, statistics, store
+from lmlab.corpus.build import read_tasks
 from lmlab.corpus.config import CorpusConfig
+from lmlab.corpus.contamination import sets
+from lmlab.corpus.contamination.passes import contamination_pass
+from lmlab.corpus.dedup.passes import documents_pass, spans_pass
+from lmlab.corpus.dedup.shuffle import Part
 from lmlab.corpus.engine import Task
 from lmlab.corpus.readers import hub
 from lmlab.errors import Failed
 from lmlab.progress import read_jsonl, say
 from lmlab.run import Context, StageKind, write_atomic, write_json
-
-Decisions = list[dict[str, Decision]]
 
 
 def sources(config: CorpusConfig) -> list[Path]:
@@ -38,6 +38,8 @@ def sources(config: CorpusConfig) -> list[Path]:
         for file in readers.listing(source, f"sources[{place}]").files:
             if file.local is not None:
                 found[file.local] = None
+    for place, each in enumerate(config.decontamination.evaluation):
+        found.update(dict.fromkeys(sets.check(each, f"decontamination.evaluation[{place}]")))
     return list(found)
 
 
@@ -51,13 +53,11 @@ def run(context: Context) -> dict[str, Any]:
         tasks = read_tasks(config, listings, work)
         _do(context, 0, "reading", tasks)
         rejected = _rejected(config, tasks, work, out)
-        decisions = _duplicates(context, tasks, work)
-        _contamination(context, tasks, work, decisions)
-        final = [
-            Task(task.out, [DecideStep(chosen)], out / "documents" / task.out.name, task.key)
-            for task, chosen in zip(tasks, decisions, strict=True)
-        ]
+        parts = _whole(context, [Part(i, task.out, task.key) for i, task in enumerate(tasks)], work)
+        final = [Task(part.final, [], out / "documents" / part.path.name, part.key) for part in parts]
         _do(context, 3, "writing", final)
+        for stale in (out / "documents").glob(".*.tmp"):  # of an attempt that was killed
+            stale.unlink(missing_ok=True)
         _summarise(
             config, out, rejected, {s.name: dict(f.skipped) for s, f in zip(config.sources, listings, strict=True)}
         )
@@ -72,8 +72,25 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
+def _whole(context: Context, parts: list[Part], work: Path) -> list[Part]:
+    """What only the whole corpus can decide, in order. Each pass adds a step to every part."""
+    config: CorpusConfig = context.config
+
+    def comparing(title: str, tasks: list[Task]) -> None:
+        _do(context, 1, title, tasks)
+
+    def decontaminating(title: str, tasks: list[Task]) -> None:
+        _do(context, 2, title, tasks)
+
+    parts = spans_pass("duplicate_sentences", parts, config.duplicate_sentences, work, comparing)
+    parts = documents_pass(parts, config.near_duplicates, config.exact_duplicates, work, comparing)
+    parts = spans_pass("duplicate_substrings", parts, config.duplicate_substrings, work, comparing)
+    return contamination_pass(parts, config.decontamination, context.out, work, decontaminating)
+
+
 def _do(context: Context, number: int, title: str, tasks: list[Task]) -> None:
-    engine.run(tasks, threads=context.config.threads, title=title)
+    config: CorpusConfig = context.config
+    engine.run(tasks, threads=config.threads, title=title, engine=config.engine, address=config.ray_address)
     # Not how many shards were still to be made: that depends on where the stage was cut off, and the report shows it.
     context.metrics.log(number, {"phase": title, "shards": len(tasks), "seconds": round(context.seconds, 3)})
     if (context.out / "state.json").exists():
@@ -120,70 +137,6 @@ def _stream(path: Path, columns: list[str]) -> Iterator[pa.Table]:
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=columns)
-
-
-def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(path, columns=columns, partitioning=None)
-
-
-def _duplicates(context: Context, tasks: list[Task], work: Path) -> Decisions:
-    """Decide on duplicates over all shards; a decision for each document that goes."""
-    config: CorpusConfig = context.config
-    step = dedup.SignStep(config.near_duplicates)
-    signing = [Task(task.out, [step], work / "keys" / task.out.name, task.key) for task in tasks]
-    _do(context, 1, "comparing", signing)
-    keys = [_read(task.out) for task in signing]
-    found = dedup.find(pa.concat_tables(keys), config.near_duplicates, exact=config.exact_duplicates)
-    starts = [0]
-    for table in keys:
-        starts.append(starts[-1] + len(table))
-    ids: list[str] = []
-    for task in tasks:
-        ids += _read(task.out, ["id"])["id"].to_pylist()
-    decisions: Decisions = []
-    for start, end in itertools.pairwise(starts):
-        chosen = {}
-        for row in range(start, end):
-            original = int(found.original[row])
-            if original != row:
-                which = ("exact_duplicates", "exact copy") if found.exact[row] else ("near_duplicates", "near copy")
-                chosen[ids[row]] = Decision(*which, ids[original], round(float(found.similarity[row]), 4))
-        decisions.append(chosen)
-    return decisions
-
-
-def _contamination(context: Context, tasks: list[Task], work: Path, decisions: Decisions) -> None:
-    """Find training documents that repeat held-out ones; adds to `decisions` and writes contamination.jsonl."""
-    config: CorpusConfig = context.config
-    if not config.decontamination.enabled:
-        write_atomic(context.out / "contamination.jsonl", "")
-        return
-    heldout = []
-    for task, chosen in zip(tasks, decisions, strict=True):
-        for table in _stream(task.out, ["id", "text", "split", "keep"]):
-            rows = table.filter((pc.field("split") == "heldout") & pc.field("keep"))
-            pairs = zip(rows["id"].to_pylist(), rows["text"].to_pylist(), strict=True)
-            heldout += [(each, text) for each, text in pairs if each not in chosen]
-    index = contamination.build(heldout, config.decontamination)
-    step = contamination.MatchStep(index, config.decontamination, contamination.index_identity(index))
-    matching = [
-        Task(task.out, [DecideStep(chosen), step], work / "matches" / task.out.name, task.key)
-        for task, chosen in zip(tasks, decisions, strict=True)
-    ]
-    _do(context, 2, "decontaminating", matching)
-    overlaps = contamination.judge([_read(task.out) for task in matching], index, config.decontamination)
-    by_id = {overlap.id: overlap for overlap in overlaps}
-    lines = []
-    for task, chosen in zip(tasks, decisions, strict=True):
-        for table in _stream(task.out, ["id", "text"]):
-            for each, text in zip(table["id"].to_pylist(), table["text"], strict=True):
-                if (overlap := by_id.get(each)) is None:
-                    continue
-                reason = f"repeats held-out text ({config.decontamination.ngram}-grams)"
-                drop = ("decontamination", reason) if overlap.drop else (None, None)
-                chosen[each] = Decision(*drop, heldout_overlap=round(overlap.share, 4))
-                lines.append(json.dumps(contamination.report(overlap, text.as_py()), ensure_ascii=False) + "\n")
-    write_atomic(context.out / "contamination.jsonl", "".join(lines))
 
 
 def _summarise(config: CorpusConfig, out: Path, rejected: dict[str, int], skipped: dict[str, Any]) -> None:
