@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from lmlab.corpus.steps.rules import SIGNALS, STOP_WORDS
 
 ALONE = "\u0e00-\u0e7f\u3040-\u9fff"
+MARKS = "\u3000-\u3004\u3008-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
 
 
 def white_words(text: str) -> list[str]:
@@ -19,7 +20,7 @@ def white_words(text: str) -> list[str]:
 
 def plain_words(text: str) -> list[str]:
     lowered = "".join(c.lower() if c.isascii() else c for c in text)
-    return re.findall(f"[{ALONE}]|(?:[a-z0-9]|[^\x00-\x7f{ALONE}])+", lowered)
+    return re.findall(f"[{ALONE}]|(?:[a-z0-9]|[^\x00-\x7f{ALONE}{MARKS}])+", lowered)
 
 
 def grams(words: list[str], n: int) -> list[tuple[str, ...]]:

@@ -1,8 +1,8 @@
 """The hot loops over the bytes of Arrow string columns: signals of quality, and words.
 
 Two notions of a word are used. For signals (Gopher's rules) a word is what stands between white space. For shingles and
-n-grams it is a run of ASCII letters and digits, lower-cased, or of bytes above 127; all else separates, so that layout
-and punctuation do not hide a copy. In both, a character of a script written without spaces (kana, CJK ideographs
+n-grams it is a run of ASCII letters and digits, lower-cased, or of bytes above 127; all else separates, and so does East
+Asian punctuation, so that layout and punctuation do not hide a copy. In both, a character of a script written without spaces (kana, CJK ideographs
 U+3040-9FFF, Thai) is a word by itself. `tests/corpus/twins.py` holds the slow twin of each kernel.
 """
 
@@ -31,6 +31,21 @@ def alone(data, i, end):
     if first == 0xE3:
         return second >= 0x81
     return 0xE4 <= first <= 0xE9 or (first == 0xE0 and 0xB8 <= second <= 0xB9)
+
+
+@kernel
+def wide_mark(data, i, end):
+    """Does a mark of East Asian punctuation begin at byte i: U+3000-3004, 3008-303F, or of the full-width forms?"""
+    if i + 2 >= end:
+        return False
+    first, second, third = data[i], data[i + 1], data[i + 2]
+    if first == 0xE3:
+        return second == 0x80 and not 0x85 <= third <= 0x87
+    if first != 0xEF:
+        return False
+    if second == 0xBC:
+        return 0x81 <= third <= 0x8F or 0x9A <= third <= 0xA0 or third >= 0xBB
+    return second == 0xBD and (third == 0x80 or 0x9B <= third <= 0xA5)
 
 
 @kernel
@@ -292,10 +307,12 @@ def _plain_words(data, start, end, hashes, starts, ends):
                     b += 32
                 elif not (48 <= b <= 57 or 97 <= b <= 122 or b >= 128) or alone(data, j, end):
                     break
+                elif b >= 0xE3 and wide_mark(data, j, end):
+                    break
                 h = (h ^ np.uint64(b)) * np.uint64(0x100000001B3)
                 j += 1
         if j == i:
-            i += 1
+            i += 3 if data[i] >= 128 else 1
             continue
         hashes[n], starts[n], ends[n] = mix64(h), i, j
         n += 1

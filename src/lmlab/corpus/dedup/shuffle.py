@@ -26,7 +26,8 @@ RANGE_BYTES = 64 << 20
 """Records that one range holds, about; reducing it takes some three times as much."""
 RUN_BYTES = 64 << 20
 """Records that a mapping task holds before it writes them as a sorted run."""
-LEAST_RANGES = 16
+CORES, SMALL_BYTES = 16, 1 << 20
+"""A small corpus is cut into ranges of SMALL_BYTES, up to CORES of them, so that cores have something to do."""
 PLACE = "place"
 
 Records = Mapping[str, np.ndarray]
@@ -86,7 +87,8 @@ def row_of(places: np.ndarray) -> np.ndarray:
 
 def ranges(records: int, record_bytes: int) -> int:
     """Into how many ranges of keys so many records are cut."""
-    return max(LEAST_RANGES, math.ceil(records * record_bytes / RANGE_BYTES))
+    size = records * record_bytes
+    return max(1, min(CORES, math.ceil(size / SMALL_BYTES)), math.ceil(size / RANGE_BYTES))
 
 
 def batch(columns: Records) -> pa.RecordBatch:
