@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,13 @@ def build(out: Path, **settings: Any) -> dict[str, Any]:
     config = CorpusConfig.model_validate(settings)
     STAGE.sources(config)
     return dict(STAGE.run(Context("corpus", "corpus", config, {}, out, 0, Metrics(out))))
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Of everything that a stage leaves, times aside."""
+    logs = ("metrics.jsonl", "plan.json")
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in logs and "tfevents" not in p.name]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def prose_folder(root: Path, n: int = 40) -> Path:

@@ -62,6 +62,15 @@ def done(task: Task) -> bool:
     return metadata.get(IDENTITY) == task.key.encode()
 
 
+@contextlib.contextmanager
+def workers(engine: EngineName = "threads", *, threads: int | None = None, address: str | None = None) -> Iterator[Any]:
+    """Workers that `run` can be given again and again: processes and a Ray cluster take seconds to start."""
+    from lmlab.corpus import runners
+
+    with runners.RUNNERS[engine](threads or cores(), address) as runner:
+        yield runner
+
+
 def run(
     tasks: Sequence[Task],
     *,
@@ -69,17 +78,19 @@ def run(
     title: str = "corpus",
     engine: EngineName = "threads",
     address: str | None = None,
+    runner: Any = None,
 ) -> int:
     """Do every task that is not done; returns how many that were. `threads`: how many at a time. The first failure
     stops what has not started and is raised; shards that were finished stay. A worker process that dies is named, and
-    its task tried again (see `runners`).
+    its task tried again (see `runners`). `runner`: workers that are there already, instead of `engine`.
     """
-    from lmlab.corpus import runners
-
     waiting = [task for task in tasks if not done(task)]
     with bar(title, len(tasks), len(tasks) - len(waiting)) as advance:
-        if waiting:
-            runners.RUNNERS[engine](waiting, threads or cores(), advance, address)
+        if waiting and runner is not None:
+            runner(waiting, advance)
+        elif waiting:
+            with workers(engine, threads=threads, address=address) as started:
+                started(waiting, advance)
     return len(waiting)
 
 

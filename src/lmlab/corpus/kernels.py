@@ -2,8 +2,8 @@
 
 Two notions of a word are used. For signals (Gopher's rules) a word is what stands between white space. For shingles and
 n-grams it is a run of ASCII letters and digits, lower-cased, or of bytes above 127; all else separates, and so does East
-Asian punctuation, so that layout and punctuation do not hide a copy. In both, a character of a script written without spaces (kana, CJK ideographs
-U+3040-9FFF, Thai) is a word by itself. `tests/corpus/twins.py` holds the slow twin of each kernel.
+Asian punctuation, so that layout and punctuation do not hide a copy. In both, a character of a script written without
+spaces (kana, CJK ideographs U+3040-9FFF, Thai) is a word by itself. `tests/corpus/twins.py` holds the slow twins.
 """
 
 # ruff: noqa: PLR0912, PLR0915 (kernels: one loop over the bytes, positional arguments only)
@@ -305,9 +305,10 @@ def _plain_words(data, start, end, hashes, starts, ends):
                 b = data[j]
                 if 65 <= b <= 90:
                     b += 32
-                elif not (48 <= b <= 57 or 97 <= b <= 122 or b >= 128) or alone(data, j, end):
-                    break
-                elif b >= 0xE3 and wide_mark(data, j, end):
+                elif b < 128:
+                    if not (48 <= b <= 57 or 97 <= b <= 122):
+                        break
+                elif b >= 0xE0 and (alone(data, j, end) or wide_mark(data, j, end)):
                     break
                 h = (h ^ np.uint64(b)) * np.uint64(0x100000001B3)
                 j += 1

@@ -12,9 +12,10 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lmlab.corpus import engine
 from lmlab.corpus.engine import Task
@@ -33,36 +34,49 @@ def _again(task: Task, tries: dict[Path, int], what: str) -> None:
     say(f"{what} while it made {task.out.parent.name}/{task.out.name}; tried again ({count} of {RETRIES})")
 
 
-def threads(tasks: Sequence[Task], workers: int, advance: Advance, address: str | None) -> None:
-    """On threads: the kernels and Arrow let go of the GIL, so that all cores work, and nothing is copied."""
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(engine.perform, task) for task in tasks]
-        for future in futures:
-            future.add_done_callback(lambda _: advance())
-        wait(futures, return_when=FIRST_EXCEPTION)
-        for future in futures:
-            future.cancel()
-        for future in futures:
-            if not future.cancelled():
-                future.result()
+class Threads:
+    """Threads of this process: the kernels and Arrow let go of the GIL, so that all cores work, and nothing is copied."""
+
+    def __init__(self, workers: int, address: str | None) -> None:
+        self.workers = workers
+
+    def __enter__(self) -> Threads:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __call__(self, tasks: Sequence[Task], advance: Advance) -> None:
+        with ThreadPoolExecutor(self.workers) as pool:
+            futures = [pool.submit(engine.perform, task) for task in tasks]
+            for future in futures:
+                future.add_done_callback(lambda _: advance())
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                future.cancel()
+            for future in futures:
+                if not future.cancelled():
+                    future.result()
 
 
-def _work(pipe: connection.Connection) -> None:
+def _work(pipe: Connection) -> None:
     """A worker process: does the tasks it is sent, until the pipe closes (so it ends with its parent)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     while True:
         try:
             task = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
+        error: LmlabError | None = None
         try:
             engine.perform(task)
-        except LmlabError as error:
+        except LmlabError as refused:
+            error = refused
+        except Exception as other:
+            error = Failed(f"{task.out}: {type(other).__name__}: {other}")
+        try:
             pipe.send(error)
-        except BaseException as error:
-            pipe.send(Failed(f"{task.out}: {type(error).__name__}: {error}"))
-        else:
-            pipe.send(None)
+        except OSError:  # the parent is gone
+            return
 
 
 class _Worker:
@@ -73,103 +87,128 @@ class _Worker:
         theirs.close()
         self.task: Task | None = None
 
-    def give(self, task: Task) -> None:
-        self.task = task
-        self.pipe.send(task)
+    def end(self) -> None:
+        self.pipe.close()
+        if self.task is not None:
+            self.process.terminate()
+        self.process.join()
 
 
-def processes(tasks: Sequence[Task], workers: int, advance: Advance, address: str | None) -> None:
-    """On processes, for steps that hold the GIL. One that dies (a crash, the kernel's out-of-memory killer) is named and
-    replaced, and its task tried again."""
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that Arrow's threads hold
-    queue = list(reversed(tasks))
-    tries: dict[Path, int] = {}
-    idle = [_Worker(context) for _ in range(min(workers, len(tasks)))]
-    busy: dict[Any, _Worker] = {}
-    try:
-        while queue or busy:
-            while queue and idle:
-                worker = idle.pop()
+class Processes:
+    """Processes of this machine, for steps that hold the GIL. One that dies (a crash, the kernel's out-of-memory killer)
+    is named and replaced, and its task tried again."""
+
+    def __init__(self, workers: int, address: str | None) -> None:
+        self.count = workers
+        self.context = multiprocessing.get_context("spawn")  # a fork would copy locks that Arrow's threads hold
+        self.workers: list[_Worker] = []
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.end()
+
+    def __call__(self, tasks: Sequence[Task], advance: Advance) -> None:
+        queue = list(reversed(tasks))
+        tries: dict[Path, int] = {}
+        while queue or any(worker.task for worker in self.workers):
+            while queue and (worker := self._idle()) is not None:
                 task = queue.pop()
                 try:
-                    worker.give(task)
-                except OSError:  # it died idle
+                    worker.pipe.send(task)
+                except OSError:  # it died while it had nothing to do
+                    self.workers.remove(worker)
                     queue.append(task)
-                    idle.append(_Worker(context))
-                    continue
-                busy[worker.pipe] = worker
-            for pipe in connection.wait(list(busy)):
-                worker = busy.pop(pipe)
-                assert worker.task is not None
+                else:
+                    worker.task = task
+            busy = {worker.pipe: worker for worker in self.workers if worker.task is not None}
+            for pipe in wait_for(list(busy)):
+                worker = busy[cast("Connection", pipe)]
+                task, worker.task = worker.task, None
+                assert task is not None
                 try:
                     error = worker.pipe.recv()
                 except (EOFError, OSError):
                     worker.process.join()
+                    self.workers.remove(worker)
                     code = worker.process.exitcode or 0
                     why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-                    _again(worker.task, tries, f"worker process {worker.process.pid} died ({why})")
-                    queue.append(worker.task)
-                    idle.append(_Worker(context))
+                    _again(task, tries, f"worker process {worker.process.pid} died ({why})")
+                    queue.append(task)
                     continue
                 if error is not None:
                     raise error
                 advance()
-                idle.append(worker)
-    finally:
-        for worker in [*idle, *busy.values()]:
-            worker.pipe.close()
-            if worker in busy.values():
-                worker.process.terminate()
-            worker.process.join()
+
+    def _idle(self) -> _Worker | None:
+        for worker in self.workers:
+            if worker.task is None:
+                return worker
+        if len(self.workers) < self.count:
+            self.workers.append(_Worker(self.context))
+            return self.workers[-1]
+        return None
 
 
-def ray(tasks: Sequence[Task], workers: int, advance: Advance, address: str | None) -> None:
-    """As Ray core tasks, one CPU each, on the cluster at `address` (or RAY_ADDRESS), else on this machine alone. Every
-    node must see the same files under the same paths. Ray itself is not asked to retry, so that a death is named."""
-    try:
-        import ray as cluster
-        from ray import exceptions
-    except ImportError:
-        raise Refused('engine: ray needs the extra "ray": pip install "lmlab[ray]"') from None
-    started = not cluster.is_initialized()
-    if started:
-        address = address or os.environ.get("RAY_ADDRESS")
-        local: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+class Ray:
+    """Ray core tasks, one CPU each, on the cluster at `address` (or RAY_ADDRESS), else on this machine alone. Every node
+    must see the same files under the same paths. Ray itself is not asked to retry, so that a death is named."""
+
+    def __init__(self, workers: int, address: str | None) -> None:
         try:
-            cluster.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+            import ray
+            from ray import exceptions
+        except ImportError:
+            raise Refused('engine: ray needs the extra "ray": pip install "lmlab[ray]"') from None
+        self.ray: Any = ray
+        self.dead = (
+            exceptions.WorkerCrashedError,
+            exceptions.NodeDiedError,
+            exceptions.OutOfMemoryError,
+            exceptions.ObjectLostError,
+        )
+        self.workers, self.address = workers, address or os.environ.get("RAY_ADDRESS")
+        self.started = False
+
+    def __enter__(self) -> Ray:
+        if self.ray.is_initialized():
+            return self
+        local: dict[str, Any] = {} if self.address else {"num_cpus": self.workers, "include_dashboard": False}
+        try:
+            self.ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", **local)
         except ConnectionError as error:
-            raise Failed(f"engine: ray: no cluster answers at '{address}': {error}") from None
-    dead = (
-        exceptions.WorkerCrashedError,
-        exceptions.NodeDiedError,
-        exceptions.OutOfMemoryError,
-        exceptions.ObjectLostError,
-    )
-    remote = cluster.remote(num_cpus=1, max_retries=0)(_perform_named)
-    tries: dict[Path, int] = {}
-    try:
+            raise Failed(f"engine: ray: no cluster answers at '{self.address}': {error}") from None
+        self.started = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.started:
+            self.ray.shutdown()
+
+    def __call__(self, tasks: Sequence[Task], advance: Advance) -> None:
+        remote = self.ray.remote(num_cpus=1, max_retries=0)(_perform)
+        tries: dict[Path, int] = {}
         running = {remote.remote(task): task for task in tasks}
         while running:
-            ready, _ = cluster.wait(list(running), num_returns=1)
+            ready, _ = self.ray.wait(list(running), num_returns=1)
             task = running.pop(ready[0])
             try:
-                error = cluster.get(ready[0])
-            except dead as death:
+                error = self.ray.get(ready[0])
+            except self.dead as death:
                 what = " ".join(str(death).split("\n", 1)[0].split())
                 _again(task, tries, f"a Ray worker died ({type(death).__name__}: {what[:200]})")
                 running[remote.remote(task)] = task
                 continue
             if error is not None:
                 for reference in running:
-                    cluster.cancel(reference)
+                    self.ray.cancel(reference)
                 raise error
             advance()
-    finally:
-        if started:
-            cluster.shutdown()
 
 
-def _perform_named(task: Task) -> LmlabError | None:
+def _perform(task: Task) -> LmlabError | None:
     """`engine.perform` with its error as a value: Ray would wrap it in a traceback."""
     try:
         engine.perform(task)
@@ -178,8 +217,5 @@ def _perform_named(task: Task) -> LmlabError | None:
     return None
 
 
-RUNNERS: dict[str, Callable[[Sequence[Task], int, Advance, str | None], None]] = {
-    "threads": threads,
-    "processes": processes,
-    "ray": ray,
-}
+RUNNERS: dict[str, Any] = {"threads": Threads, "processes": Processes, "ray": Ray}
+"""Each is made with (how many at a time, a cluster's address), is entered, and called with (tasks, advance)."""

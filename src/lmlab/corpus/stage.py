@@ -19,6 +19,7 @@ from lmlab.corpus.build import read_tasks
 from lmlab.corpus.config import CorpusConfig
 from lmlab.corpus.contamination import sets
 from lmlab.corpus.contamination.passes import contamination_pass
+from lmlab.corpus.dedup.curve import curve
 from lmlab.corpus.dedup.passes import documents_pass, spans_pass
 from lmlab.corpus.dedup.shuffle import Part
 from lmlab.corpus.engine import Task
@@ -50,12 +51,8 @@ def run(context: Context) -> dict[str, Any]:
     if not (out / "results.json").exists():
         context.metrics.rewind(0)
         listings = _listings(context)
-        tasks = read_tasks(config, listings, work)
-        _do(context, 0, "reading", tasks)
-        rejected = _rejected(config, tasks, work, out)
-        parts = _whole(context, [Part(i, task.out, task.key) for i, task in enumerate(tasks)], work)
-        final = [Task(part.final, [], out / "documents" / part.path.name, part.key) for part in parts]
-        _do(context, 3, "writing", final)
+        with engine.workers(config.engine, threads=config.threads, address=config.ray_address) as runner:
+            rejected = _make(context, runner, listings, work)
         for stale in (out / "documents").glob(".*.tmp"):  # of an attempt that was killed
             stale.unlink(missing_ok=True)
         _summarise(
@@ -72,25 +69,38 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-def _whole(context: Context, parts: list[Part], work: Path) -> list[Part]:
+def _make(context: Context, runner: Any, listings: list[readers.Listing], work: Path) -> dict[str, int]:
+    """Every task, in order. Returns how many records of each source were rejected."""
+    tasks = read_tasks(context.config, listings, work)
+    _do(context, runner, 0, "reading", tasks)
+    rejected = _rejected(context.config, tasks, work, context.out)
+    parts = _whole(context, runner, [Part(i, task.out, task.key) for i, task in enumerate(tasks)], work)
+    final = [Task(part.final, [], context.out / "documents" / part.path.name, part.key) for part in parts]
+    _do(context, runner, 3, "writing", final)
+    return rejected
+
+
+def _whole(context: Context, runner: Any, parts: list[Part], work: Path) -> list[Part]:
     """What only the whole corpus can decide, in order. Each pass adds a step to every part."""
     config: CorpusConfig = context.config
 
     def comparing(title: str, tasks: list[Task]) -> None:
-        _do(context, 1, title, tasks)
+        _do(context, runner, 1, title, tasks)
 
     def decontaminating(title: str, tasks: list[Task]) -> None:
-        _do(context, 2, title, tasks)
+        _do(context, runner, 2, title, tasks)
 
     parts = spans_pass("duplicate_sentences", parts, config.duplicate_sentences, work, comparing)
     parts = documents_pass(parts, config.near_duplicates, config.exact_duplicates, work, comparing)
+    near = config.near_duplicates
+    found = curve(near.bands, near.rows, near.hashes, near.threshold) if near.enabled else None
+    write_json(context.out / "deduplication.json", {"near_duplicates": near.model_dump(mode="json"), "curve": found})
     parts = spans_pass("duplicate_substrings", parts, config.duplicate_substrings, work, comparing)
     return contamination_pass(parts, config.decontamination, context.out, work, decontaminating)
 
 
-def _do(context: Context, number: int, title: str, tasks: list[Task]) -> None:
-    config: CorpusConfig = context.config
-    engine.run(tasks, threads=config.threads, title=title, engine=config.engine, address=config.ray_address)
+def _do(context: Context, runner: Any, number: int, title: str, tasks: list[Task]) -> None:
+    engine.run(tasks, title=title, runner=runner)
     # Not how many shards were still to be made: that depends on where the stage was cut off, and the report shows it.
     context.metrics.log(number, {"phase": title, "shards": len(tasks), "seconds": round(context.seconds, 3)})
     if (context.out / "state.json").exists():
