@@ -193,3 +193,12 @@ def test_around_a_span_counts_characters() -> None:
     assert [raw[x:y].decode() for x, y in around(raw, [(a, a + 1)], 2)] == ["äöü中", "def"]
     assert around(raw, [(0, len(raw))], 5) == []
     assert around(raw, [(a, a + 1), (a + 2, a + 3)], 1) == [(0, len("äöü中文".encode())), (a + 4, len(raw))]
+
+
+def test_a_task_of_lmlabs_is_a_set() -> None:
+    found = list(sets.items(EvaluationSet(path="task:sort", limit=5)))
+    assert len(found) == 5 and len({name for name, _ in found}) == 5
+    assert all(name.startswith("sort/") and len(text.split()) > 3 for name, text in found)
+    config = CorpusConfig(decontamination=Decontamination(evaluation=[EvaluationSet(path="task:sorted")]))
+    with pytest.raises(Refused, match="did you mean 'sort'"):
+        sources(config)

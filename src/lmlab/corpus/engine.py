@@ -98,7 +98,7 @@ def perform(task: Task) -> None:
     """Make one shard, a row group at a time."""
     # Where an earlier attempt is still being written (by a worker whose driver was killed), each has its own name.
     temporary = task.out.with_name(f".{task.out.name}.{uuid.uuid4().hex[:8]}.tmp")
-    writer = None
+    writer, schema = None, None
     try:
         task.out.parent.mkdir(parents=True, exist_ok=True)
         for table in _tables(task):

@@ -193,9 +193,8 @@ def _reports(parts: Sequence[Part], overlaps: Sequence[Path]) -> Iterator[dict[s
         wanted: dict[int, list[Overlap]] = {}
         for table in engine.read_shard(path):
             for line in table.to_pylist():
-                wanted.setdefault(line["row"], []).append(
-                    Overlap(**{**line, "spans": [tuple(s) for s in line["spans"]]})
-                )
+                spans: dict[str, Any] = {"spans": [tuple(span) for span in line["spans"]]}
+                wanted.setdefault(line["row"], []).append(Overlap(**{**line, **spans}))
         if not wanted:
             continue
         row = 0

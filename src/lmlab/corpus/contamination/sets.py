@@ -25,7 +25,7 @@ TASKS = "lmlab.evaluate.texts"
 def check(found: EvaluationSet, where: str) -> list[Path]:
     """The set's files. Raises Refused where there is nothing to read, before any work."""
     if found.path.startswith("task:"):
-        _task(found, where)
+        next(_task(found, where), None)
         return []
     path = Path(found.path).expanduser()
     if not path.is_file():
@@ -48,7 +48,8 @@ def _task(found: EvaluationSet, where: str) -> Iterator[tuple[str, str]]:
         texts = importlib.import_module(TASKS).texts
     except ImportError as error:
         raise Refused(f"{where}.path: '{found.path}': no tasks can be had here ({error}); give a file") from None
-    return ((f"{found.name}/{each}", text) for each, text in texts(found.path.removeprefix("task:")))
+    for each, text in texts(found.path.removeprefix("task:")):
+        yield f"{found.name}/{each}", text
 
 
 def _file(found: EvaluationSet, where: str) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """Duplicate documents: exact by hash, near by MinHash and locality-sensitive hashing, clusters by union-find.
 
 Three files a part: what comparison needs of each document (`index`), its hash as a key (`exact`), its signature's bands
-as keys (`bands`). On disk that is 16 x bands + 4 x permutations + about 60 bytes a document, and the id. In the memory
-of the process that drives the build: 16 bytes a document, and 40 more for each that has a copy.
+as keys (`bands`). On disk that is 16 x bands + 4 x permutations + 65 bytes a document, and the id. In the memory of the
+process that drives the build: 32 bytes a document, and some 100 more for each that has a copy.
 """
 
 from __future__ import annotations
