@@ -16,6 +16,7 @@ from lmlab.corpus.contamination.config import EvaluationSet
 from lmlab.corpus.contamination.index import Index, build, load, save
 from lmlab.corpus.contamination.match import HELDOUT, MatchStep, Overlap, judge, report, seen
 from lmlab.corpus.contamination.passes import around
+from lmlab.corpus.inspect import format_inspect, format_why, inspect, why
 from lmlab.corpus.stage import sources
 from lmlab.errors import Refused
 from tests.corpus import helpers
@@ -202,3 +203,12 @@ def test_a_task_of_lmlabs_is_a_set() -> None:
     config = CorpusConfig(decontamination=Decontamination(evaluation=[EvaluationSet(path="task:sorted")]))
     with pytest.raises(Refused, match="did you mean 'sort'"):
         sources(config)
+
+
+def test_inspect_and_why_show_evaluation_sets_and_cuts(tmp_path: Path) -> None:
+    out, paths = leaked(tmp_path, action="cut")
+    shown = format_inspect(inspect(out))
+    assert "evaluation set quiz: 3 of 5 items stand in training documents (8-grams, rule gpt3)" in shown
+    assert "16 bands of 8 rows" not in shown, "near duplicates are off in this corpus"
+    told = format_why(why(out, f"books/{paths[0]}#0"))
+    assert "overlap with quiz: 100.0% of the n-grams of quiz/q0" in told and "cut by decontamination at byte" in told

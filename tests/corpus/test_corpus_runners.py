@@ -258,7 +258,8 @@ def test_a_ray_cluster_of_two_nodes_makes_the_same_though_a_worker_is_killed(
         )
         with pytest.raises(Failed, match="step 'fails' failed on document 'd/0'"):
             engine.run(tasks(tmp_path / "fails", Fails()), engine="ray", address=cluster.address)
-        build(tmp_path / "ray", engine="ray", ray_address=cluster.address, **corpus)
+        monkeypatch.chdir(tmp_path)
+        build(Path("ray"), engine="ray", ray_address=cluster.address, **corpus)
     finally:
         cluster.shutdown()
     build(tmp_path / "threads", **corpus)

@@ -190,7 +190,8 @@ class Ray:
     def __call__(self, tasks: Sequence[Task], advance: Advance) -> None:
         remote = self.ray.remote(num_cpus=1, max_retries=0)(_perform)
         tries: dict[Path, int] = {}
-        running = {remote.remote(task): task for task in tasks}
+        folder = str(Path.cwd())
+        running = {remote.remote(task, folder): task for task in tasks}
         while running:
             ready, _ = self.ray.wait(list(running), num_returns=1)
             task = running.pop(ready[0])
@@ -199,7 +200,7 @@ class Ray:
             except self.dead as death:
                 what = " ".join(str(death).split("\n", 1)[0].split())
                 _again(task, tries, f"a Ray worker died ({type(death).__name__}: {what[:200]})")
-                running[remote.remote(task)] = task
+                running[remote.remote(task, folder)] = task
                 continue
             if error is not None:
                 for reference in running:
@@ -208,12 +209,16 @@ class Ray:
             advance()
 
 
-def _perform(task: Task) -> LmlabError | None:
-    """`engine.perform` with its error as a value: Ray would wrap it in a traceback."""
+def _perform(task: Task, folder: str) -> LmlabError | None:
+    """`engine.perform`, where relative paths mean what they mean to the driver, with its error as a value: Ray would
+    wrap it in a traceback."""
     try:
+        os.chdir(folder)
         engine.perform(task)
     except LmlabError as error:
         return error
+    except OSError as error:
+        return Failed(f"{folder}: is not seen by every node of the cluster: {error.strerror or error}")
     return None
 
 

@@ -51,8 +51,12 @@ def run(context: Context) -> dict[str, Any]:
     if not (out / "results.json").exists():
         context.metrics.rewind(0)
         listings = _listings(context)
-        with engine.workers(config.engine, threads=config.threads, address=config.ray_address) as runner:
-            rejected = _make(context, runner, listings, work)
+        try:
+            with engine.workers(config.engine, threads=config.threads, address=config.ray_address) as runner:
+                rejected = _make(context, runner, listings, work)
+        except OSError as error:  # of what is no task; a full disk, above all
+            where = error.filename or out
+            raise Failed(f"{where}: could not be written: {error.strerror or error}; finished shards stay") from error
         for stale in (out / "documents").glob(".*.tmp"):  # of an attempt that was killed
             stale.unlink(missing_ok=True)
         _summarise(

@@ -14,7 +14,7 @@ RULES: dict[str, tuple[int | None, float]] = {
     "palm": (8, 0.7),
 }
 """Published rules: words in an n-gram (None: the 5th percentile of the items' lengths in words, between 8 and 13) and
-the share of an item's n-grams above which it is not clean (0: any). GPT-2 (Radford et al. 2019, section 4) gives the
+the least share of an item's n-grams that makes it not clean (0: any). GPT-2 (Radford et al. 2019, section 4) gives the
 share of 8-grams and no threshold; GPT-3 2005.14165, appendix C; PaLM 2204.02311, section 8: at least 70% of 8-grams."""
 
 
@@ -31,8 +31,8 @@ class EvaluationSet(Config):
     ngram: int | None = Field(default=None, ge=2)
     """Words in an n-gram, instead of the rule's."""
     share: float | None = Field(default=None, ge=0, le=1)
-    """An item is not clean if more than this share of its n-grams stands in training documents (0: any), instead of the
-    rule's. From 0.7 on, PaLM's, equality counts too."""
+    """An item is not clean if at least this share of its n-grams stands in training documents (0: any), instead of the
+    rule's."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many items, the first."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,12 +181,16 @@ def _heldout(parts: Sequence[Part]) -> Iterator[tuple[str, str]]:
 
 def _lines(path: Path, lines: Iterator[dict[str, Any]]) -> None:
     """JSON Lines, whole or not at all, without holding them."""
-    with folder_atomic(path.with_name(f".{path.name}.folder")) as folder:
-        with (folder / path.name).open("w", encoding="utf-8") as file:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
             for line in lines:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        (folder / path.name).replace(path)
-    path.with_name(f".{path.name}.folder").rmdir()
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _reports(parts: Sequence[Part], overlaps: Sequence[Path]) -> Iterator[dict[str, Any]]:
