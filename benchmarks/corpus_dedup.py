@@ -1,7 +1,7 @@
 """MinHash deduplication against datatrove, with labels; two cores against one; memory against size.
 
 python benchmarks/corpus_dedup.py peer   [--megabytes 40] [--rounds 3]
-python benchmarks/corpus_dedup.py cores  [--megabytes 1000] [--rounds 3]
+python benchmarks/corpus_dedup.py cores  [--megabytes 1000] [--rounds 3] [--engine processes]
 python benchmarks/corpus_dedup.py memory [--megabytes 100 1000]
 
 Documents are fragments of the Python files of this machine, drawn with a seed, so that no two are alike by nature; a
@@ -149,7 +149,7 @@ def run_datatrove(folder: Path, out: Path) -> None:
         LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(out / "logs" / name)).run()
 
 
-def run_build(folder: Path, out: Path, threads: int, heldout: float) -> None:
+def run_build(folder: Path, out: Path, threads: int, heldout: float, engine: str) -> None:
     """A whole build with every default step, timed inside."""
     from lmlab.corpus.config import CorpusConfig
     from lmlab.corpus.stage import STAGE
@@ -160,13 +160,13 @@ def run_build(folder: Path, out: Path, threads: int, heldout: float) -> None:
     off = {"enabled": False}
     config = CorpusConfig.model_validate(
         {
-            "sources": [{"name": "s", "path": str(folder / "data")}], "threads": threads, "prose_rules": off,
+            "sources": [{"name": "s", "path": str(folder / "data")}], "threads": threads, "engine": engine, "prose_rules": off,
             "shard_bytes": 32 << 20, "heldout_fraction": heldout,
         }
     )  # fmt: skip
-    began, cpu = time.perf_counter(), time.process_time()
+    began, cpu = time.perf_counter(), sum(os.times()[:4])
     STAGE.run(Context("corpus", "corpus", config, {}, out, 0, Metrics(out)))
-    used = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
+    used = {"seconds": time.perf_counter() - began, "cpu": sum(os.times()[:4]) - cpu}
     rows = {
         line["phase"]: line["seconds"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
     }
@@ -250,7 +250,7 @@ def peer(folder: Path, megabytes: float, rounds: int) -> None:
         )
 
 
-def cores(folder: Path, megabytes: float, rounds: int) -> None:
+def cores(folder: Path, megabytes: float, rounds: int, engine: str) -> None:
     write(folder, megabytes, max(4, round(megabytes / 32)))
     print(
         f"a whole build of {megabytes:g} MB without start-up, {rounds} rounds; load before: {os.getloadavg()[0]:.1f}\n"
@@ -260,7 +260,17 @@ def cores(folder: Path, megabytes: float, rounds: int) -> None:
     for n in range(rounds):
         for threads, measured in seconds.items():
             out = folder / f"out-{n}-{threads}"
-            arguments = ["build", "--folder", str(folder), "--out", str(out), "--threads", str(threads)]
+            arguments = [
+                "build",
+                "--folder",
+                str(folder),
+                "--out",
+                str(out),
+                "--threads",
+                str(threads),
+                "--engine",
+                engine,
+            ]
             found = json.loads(child(arguments)[3])
             subprocess.run(["rm", "-rf", str(out)], check=True)
             measured.append(found["seconds"])
@@ -290,6 +300,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", choices=list(SIDES))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--engine", default="threads", choices=["threads", "processes"])
     parser.add_argument("--heldout", type=float, default=0.001)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--out", type=Path)
@@ -298,7 +309,7 @@ def main() -> None:
         SIDES[given.side](given.folder, given.out)
         report_use()
     elif given.what == "build":
-        run_build(given.folder, given.out, given.threads, given.heldout)
+        run_build(given.folder, given.out, given.threads, given.heldout, given.engine)
         report_use()
     else:
         with tempfile.TemporaryDirectory(dir=given.folder) as temporary:
@@ -306,7 +317,11 @@ def main() -> None:
                 memory(Path(temporary), given.megabytes or [100.0, 1000.0], given.threads)
             else:
                 size = (given.megabytes or [40.0 if given.what == "peer" else 1000.0])[0]
-                {"peer": peer, "cores": cores}[given.what](Path(temporary), size, given.rounds)
+                (
+                    peer(Path(temporary), size, given.rounds)
+                    if given.what == "peer"
+                    else cores(Path(temporary), size, given.rounds, given.engine)
+                )
 
 
 if __name__ == "__main__":

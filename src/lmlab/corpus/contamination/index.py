@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ class Index:
     smallest: np.ndarray  # int64 [documents]: ... if it owns at least so many
     ids: list[str]
     folder: Path | None = None
+
+    @property
+    def shift(self) -> np.uint64:
+        """Bits of a hash that the sieve does not look at."""
+        return np.uint64(64 - max(8, (8 * len(self.hashes)).bit_length()))
+
+    @cached_property
+    def sieve(self) -> np.ndarray:
+        """Which upper bits some hash has, bool: a look-up here spares most n-grams the search. 8 to 16 bytes each."""
+        there = np.zeros(1 << (64 - int(self.shift)), bool)
+        there[self.hashes >> self.shift] = True
+        return there
 
     @property
     def identity(self) -> str:

@@ -39,9 +39,10 @@ class MatchStep:
             hashes, rows, firsts, lasts = grams[index.ngram]
             found = np.zeros(len(hashes), bool)
             at = np.zeros(len(hashes), np.int64)
-            if len(index.hashes):
-                at = np.minimum(np.searchsorted(index.hashes, hashes), len(index.hashes) - 1)
-                found = (index.hashes[at] == hashes) & wanted[rows]
+            maybe = np.flatnonzero(wanted[rows] & index.sieve[hashes >> index.shift])
+            if len(maybe):
+                at[maybe] = np.minimum(np.searchsorted(index.hashes, hashes[maybe]), len(index.hashes) - 1)
+                found[maybe] = index.hashes[at[maybe]] == hashes[maybe]
             offsets = np.zeros(len(table) + 1, np.int32)
             np.cumsum(np.bincount(rows[found], minlength=len(table)), out=offsets[1:])
             fields = [pa.array(column[found], pa.int64()) for column in (at, firsts, lasts)]
