@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ def sources(config: CorpusConfig) -> list[Path]:
             hub.parse(source.path, f"sources[{place}]")
             continue
         for file in readers.listing(source, f"sources[{place}]").files:
-            if file.local is not None:
-                found[file.local] = None
+            found |= dict.fromkeys(part.local for part in file.parts or (file,) if part.local is not None)
+        found |= dict.fromkeys(readers.link_files(source, f"sources[{place}]"))
     for place, each in enumerate(config.decontamination.evaluation):
         found.update(dict.fromkeys(sets.check(each, f"decontamination.evaluation[{place}]")))
     return list(found)
@@ -53,15 +54,14 @@ def run(context: Context) -> dict[str, Any]:
         listings = _listings(context)
         try:
             with engine.workers(config.engine, threads=config.threads, address=config.ray_address) as runner:
-                rejected = _make(context, runner, listings, work)
+                tasks, rejected = _make(context, runner, listings, work)
         except OSError as error:  # of what is no task; a full disk, above all
             where = error.filename or out
             raise Failed(f"{where}: could not be written: {error.strerror or error}; finished shards stay") from error
         for stale in (out / "documents").glob(".*.tmp"):  # of an attempt that was killed
             stale.unlink(missing_ok=True)
-        _summarise(
-            config, out, rejected, {s.name: dict(f.skipped) for s, f in zip(config.sources, listings, strict=True)}
-        )
+        skipped = {source.name: found.skipped for source, found in zip(config.sources, listings, strict=True)}
+        _summarise(config, out, rejected, _passed_over(skipped, tasks, work))
     shutil.rmtree(work, ignore_errors=True)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     return {
@@ -73,15 +73,17 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-def _make(context: Context, runner: Any, listings: list[readers.Listing], work: Path) -> dict[str, int]:
-    """Every task, in order. Returns how many records of each source were rejected."""
+def _make(
+    context: Context, runner: Any, listings: list[readers.Listing], work: Path
+) -> tuple[list[Task], dict[str, int]]:
+    """Every task, in order. Returns those that read, and how many records of each source were rejected."""
     tasks = read_tasks(context.config, listings, work)
     _do(context, runner, 0, "reading", tasks)
     rejected = _rejected(context.config, tasks, work, context.out)
     parts = _whole(context, runner, [Part(i, task.out, task.key) for i, task in enumerate(tasks)], work)
     final = [Task(part.final, [], context.out / "documents" / part.path.name, part.key) for part in parts]
     _do(context, runner, 3, "writing", final)
-    return rejected
+    return tasks, rejected
 
 
 def _whole(context: Context, runner: Any, parts: list[Part], work: Path) -> list[Part]:
@@ -130,9 +132,8 @@ def _rejected(config: CorpusConfig, tasks: list[Task], work: Path, out: Path) ->
             broken[reject["source"]] += 1
             first.setdefault(reject["source"], f"{reject['file']}:{reject['line']}: {reject['reason']}")
             lines.append(json.dumps(reject, ensure_ascii=False) + "\n")
-        for table in _stream(task.out, ["source"]):
-            for name, n in zip(*(table.group_by("source").aggregate([([], "count_all")]).columns), strict=True):
-                whole[name.as_py()] += n.as_py()
+        counts = json.loads((work / "rejected" / f"{task.out.stem}.json").read_text(encoding="utf-8"))
+        whole[counts["source"]] += counts["records"]
     write_atomic(out / "rejected.jsonl", "".join(lines))
     for name, bad in broken.items():
         records = bad + whole[name]
@@ -145,6 +146,15 @@ def _rejected(config: CorpusConfig, tasks: list[Task], work: Path, out: Path) ->
         if bad:
             say(f"source '{name}': {bad:,} of {records:,} records set aside, see rejected.jsonl")
     return broken
+
+
+def _passed_over(skipped: dict[str, Counter[str]], tasks: list[Task], work: Path) -> dict[str, dict[str, int]]:
+    """What was no document, by source and reason: files by their endings, and records by what their reader says."""
+    found = {name: Counter(files) for name, files in skipped.items()}
+    for task in tasks:
+        counts = json.loads((work / "rejected" / f"{task.out.stem}.json").read_text(encoding="utf-8"))
+        found[counts["source"]].update(counts["passed"])
+    return {name: dict(counter) for name, counter in found.items()}
 
 
 def _stream(path: Path, columns: list[str]) -> Iterator[pa.Table]:

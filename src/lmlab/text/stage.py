@@ -32,10 +32,19 @@ class TokenizerConfig(Config):
     """A pair of tokens is merged only if it stands at least this often in the text."""
     split_digits: bool = True
     """Every digit is a token of its own (LLaMA, PaLM), so that arithmetic can be learnt column by column."""
+    sentinels: int = Field(default=0, ge=0)
+    """Special tokens <extra_id_0>, <extra_id_1>, ... that stand for spans taken out of a text (T5: 100)."""
+    extra_tokens: tuple[str, ...] = ()
+    """More special tokens, such as <mask>, that an objective asks for."""
     sources: tuple[str, ...] = ()
     """Train on these sources of the corpus only; empty means all."""
     max_megabytes: float | None = Field(default=None, gt=0)
     """Train on whole documents evenly spaced over the corpus, about this many megabytes; null means all of it."""
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The special tokens beside those that every tokenizer here has."""
+        return (*(f"<extra_id_{i}>" for i in range(self.sentinels)), *self.extra_tokens)
 
 
 def documents(corpus: Path, split: str, sources: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
@@ -69,7 +78,13 @@ def run(context: Context) -> Mapping[str, Any]:
         texts = _spread(texts, max(1, round(len(texts) * min(1.0, config.max_megabytes * 1e6 / max(1, total)))))
     if not texts:
         raise Failed(f"{corpus}: has no kept training document to train a tokenizer on")
-    tokenizer = train(texts, config.vocab_size, min_frequency=config.min_frequency, split_digits=config.split_digits)
+    tokenizer = train(
+        texts,
+        config.vocab_size,
+        min_frequency=config.min_frequency,
+        split_digits=config.split_digits,
+        extra_tokens=config.added,
+    )
     trained = time.perf_counter()
     if tokenizer.vocab_size < config.vocab_size:
         say(f"tokenizer: {tokenizer.vocab_size} of {config.vocab_size} entries: the text has no more pairs to merge")

@@ -38,14 +38,22 @@ _PADS = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<unk>", "[UNK]")
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def train(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2, split_digits: bool = True) -> Tokenizer:
-    """A tokenizer of at most `vocab_size` entries: the special tokens, the 256 bytes, then merges of the most frequent
-    pair, until `vocab_size` is reached or no pair stands `min_frequency` times. The same texts give the same tokenizer.
-    Raises Refused if `vocab_size` has no room for the bytes and the special tokens.
+def train(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    min_frequency: int = 2,
+    split_digits: bool = True,
+    extra_tokens: Sequence[str] = (),
+) -> Tokenizer:
+    """A tokenizer of at most `vocab_size` entries: the special tokens and `extra_tokens`, the 256 bytes, then merges of the
+    most frequent pair, until `vocab_size` is reached or no pair stands `min_frequency` times. The same texts give the same
+    tokenizer. Raises Refused if `vocab_size` has no room for the bytes and the special tokens.
     """
-    least = 256 + len(SPECIAL_TOKENS)
+    specials = tuple(dict.fromkeys((*SPECIAL_TOKENS, *extra_tokens)))
+    least = 256 + len(specials)
     if vocab_size < least:
-        raise Refused(f"vocab_size {vocab_size}: 256 bytes and {len(SPECIAL_TOKENS)} special tokens need {least}")
+        raise Refused(f"vocab_size {vocab_size}: 256 bytes and {len(specials)} special tokens need {least}")
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -57,7 +65,7 @@ def train(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2, spli
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
-        special_tokens=[AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS],
+        special_tokens=[AddedToken(token, normalized=False, special=True) for token in specials],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -76,7 +84,7 @@ def train(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2, spli
                 "single_word": False,
                 "special": True,
             }
-            for i, token in enumerate(SPECIAL_TOKENS)
+            for i, token in enumerate(specials)
         },
     }
     return Tokenizer(backend, config, CHAT_TEMPLATE.read_text(encoding="utf-8"))
@@ -188,9 +196,13 @@ class Tokenizer:
         """The text of ids. Without special tokens in them, `decode(encode(text)) == text` for any text."""
         return self._parsing.decode(list(ids), skip_special_tokens=skip_special)
 
+    def find(self, token: str) -> int | None:
+        """The id of one token by its string, or None."""
+        return self._parsing.token_to_id(token)
+
     def token_id(self, token: str) -> int:
         """The id of one token by its string. Raises Refused if there is none."""
-        found = self._parsing.token_to_id(token)
+        found = self.find(token)
         if found is None:
             raise Refused(f"tokenizer: no token {token!r} in its vocabulary")
         return found
