@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from lmlab.config import Config
+from lmlab.corpus.characters import Spaceless
 from lmlab.corpus.contamination.config import Decontamination
 from lmlab.corpus.dedup.documents import NearDuplicates
 from lmlab.corpus.dedup.spans import DuplicateSentences, DuplicateSubstrings
 from lmlab.corpus.engine import EngineName
 from lmlab.corpus.privacy.config import Redact
 from lmlab.corpus.source import SourceConfig
+from lmlab.corpus.steps.c4 import C4
+from lmlab.corpus.steps.classifier import Classifier
+from lmlab.corpus.steps.fineweb import FineWeb
+from lmlab.corpus.steps.gopher import Gopher
+from lmlab.corpus.steps.keywords import Keywords
 from lmlab.corpus.steps.language import Language
 from lmlab.corpus.steps.normalise import Normalise
+from lmlab.corpus.steps.perplexity import Perplexity
 from lmlab.corpus.steps.repeats import Repeats
+from lmlab.corpus.steps.roots import Roots
 from lmlab.corpus.steps.rules import CodeRules, ProseRules
 
 MEBIBYTE = 1 << 20
@@ -21,8 +31,9 @@ MEBIBYTE = 1 << 20
 
 class CorpusConfig(Config):
     """From sources to a clean corpus with a held-out part. Steps run in this order: normalise, repeats, language, rules,
-    redact; then over the whole corpus: duplicate sentences, exact and near duplicates, duplicate substrings,
-    decontamination. All treat both splits alike, except that the last five favour the held-out part."""
+    rule sets, keywords, redact; then what needs to know all documents: perplexity, classifier, duplicate sentences, exact
+    and near duplicates, duplicate substrings, decontamination. All treat both splits alike, except that the last five
+    favour the held-out part."""
 
     sources: list[SourceConfig] = Field(
         default_factory=lambda: [
@@ -63,6 +74,17 @@ class CorpusConfig(Config):
     language: Language = Language()
     prose_rules: ProseRules = ProseRules()
     code_rules: CodeRules = CodeRules()
+    rule_sets: list[Literal["gopher", "c4", "fineweb", "roots"]] = Field(default_factory=list)
+    """Published sets of rules for prose, exact and with all their thresholds below; they run in this order whatever the
+    order here. `prose_rules` is Gopher's set loosened for small technical texts; beside `gopher`, switch it off."""
+    gopher: Gopher = Gopher()
+    c4: C4 = C4()
+    fineweb: FineWeb = FineWeb()
+    roots: Roots = Roots()
+    keywords: Keywords = Keywords()
+    spaceless: Spaceless = Spaceless()
+    perplexity: Perplexity = Perplexity()
+    classifier: Classifier = Classifier()
     redact: Redact = Redact()
     duplicate_sentences: DuplicateSentences = DuplicateSentences()
     exact_duplicates: bool = True

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmlab.corpus import engine, readers, statistics, store
+from lmlab.corpus import engine, quality, readers, statistics, store
 from lmlab.corpus.build import read_tasks
 from lmlab.corpus.config import CorpusConfig
 from lmlab.corpus.contamination import sets
@@ -25,6 +25,7 @@ from lmlab.corpus.dedup.passes import documents_pass, spans_pass
 from lmlab.corpus.dedup.shuffle import Part
 from lmlab.corpus.engine import Task
 from lmlab.corpus.readers import hub
+from lmlab.corpus.steps.keywords import word_lists
 from lmlab.errors import Failed
 from lmlab.progress import read_jsonl, say
 from lmlab.run import Context, StageKind, write_atomic, write_json
@@ -42,6 +43,8 @@ def sources(config: CorpusConfig) -> list[Path]:
         found |= dict.fromkeys(readers.link_files(source, f"sources[{place}]"))
     for place, each in enumerate(config.decontamination.evaluation):
         found.update(dict.fromkeys(sets.check(each, f"decontamination.evaluation[{place}]")))
+    found |= dict.fromkeys(quality.files(config.perplexity, config.classifier))
+    found |= dict.fromkeys(word_lists(config.keywords, config.roots))
     return list(found)
 
 
@@ -80,6 +83,15 @@ def _make(
     tasks = read_tasks(context.config, listings, work)
     _do(context, runner, 0, "reading", tasks)
     rejected = _rejected(context.config, tasks, work, context.out)
+    config: CorpusConfig = context.config
+    tasks = quality.passes(
+        config.perplexity,
+        config.classifier,
+        tasks,
+        context.out,
+        work,
+        lambda title, some: _do(context, runner, 0, title, some),
+    )
     parts = _whole(context, runner, [Part(i, task.out, task.key) for i, task in enumerate(tasks)], work)
     final = [Task(part.final, [], context.out / "documents" / part.path.name, part.key) for part in parts]
     _do(context, runner, 3, "writing", final)
@@ -178,6 +190,7 @@ def _summarise(config: CorpusConfig, out: Path, rejected: dict[str, int], skippe
             )
     found["rejected"], found["passed_over"] = rejected, skipped
     write_json(out / "statistics.json", found)
+    quality.report(config.perplexity, config.classifier, out)
     write_json(out / "results.json", results)
 
 
