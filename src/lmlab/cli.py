@@ -196,6 +196,27 @@ def _corpus(place: Path) -> Path:
     return place / "corpus" if (place / "corpus" / "documents").is_dir() else place
 
 
+@corpus_app.command("curve")
+def corpus_curve(
+    bands: Annotated[int | None, typer.Option(min=1, help="Bands of a signature. Default 16.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Hashes in a band. Default 8.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of hashes that verifies a pair.")] = 0.7,
+    permutations: Annotated[
+        int | None, typer.Option(min=1, help="Hashes in all; without bands and rows, the best for the threshold.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the curve as an image, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How likely MinHash is to find a pair, by how alike the two are: the S-curve of bands and rows."""
+    from lmlab.corpus.dedup.curve import asked, drawn, shown
+    from lmlab.run import write_atomic
+
+    found = asked(bands, rows, permutations, threshold)
+    if svg:
+        write_atomic(svg, drawn(found))
+    _show(found, as_json, shown(found))
+
+
 @corpus_app.command("inspect")
 def corpus_inspect(
     place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],
