@@ -28,7 +28,7 @@ from lmlab.model.transformer import Transformer
 from lmlab.objective.batch import Batch
 from lmlab.objective.language_model import LanguageModel
 from lmlab.run import write_json
-from lmlab.train.trainer import accumulate, make_forward, matrix_library
+from lmlab.train.step import accumulate, make_forward, matrix_library
 
 SHAPE = ModelConfig(layers=6, d_model=384, heads=6, vocab_size=4096, context_length=256)
 ROWS = 12

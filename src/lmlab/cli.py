@@ -171,12 +171,20 @@ def _corpus(place: Path) -> Path:
 
 @corpus_app.command("inspect")
 def corpus_inspect(
-    place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")], as_json: Json = False
+    place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page (HTML) of it to this file.")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Texts shown a source, and a reason to drop.")] = 2,
+    as_json: Json = False,
 ) -> None:
     """What is in a corpus: sizes, languages, what each step dropped and why, samples."""
     from lmlab.corpus.inspect import format_inspect, inspect
 
-    found = inspect(_corpus(place))
+    found = inspect(_corpus(place), samples=samples)
+    if page is not None:
+        from lmlab.report.corpus import corpus_page
+        from lmlab.run import write_atomic
+
+        write_atomic(page, corpus_page(found))
     _show(found, as_json, format_inspect(found))
 
 
@@ -213,9 +221,9 @@ def tokenizer_compare(
     """Compare tokenizers on the same text: bytes per token by source and language, use, losses, speed."""
     from lmlab.corpus.passages import passages
     from lmlab.text.compare import compare, describe
-    from lmlab.text.tokenizer import Tokenizer, find
+    from lmlab.text.tokenizer import Tokenizer, find_tokenizer
 
-    opened = {reference: Tokenizer.load(find(reference)) for reference in tokenizers}
+    opened = {reference: Tokenizer.load(find_tokenizer(reference)) for reference in tokenizers}
     rows = compare(opened, passages(text), rounds)
     _show({"tokenizers": rows}, as_json, describe(rows))
 

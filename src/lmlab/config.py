@@ -219,3 +219,12 @@ def _messages(model: type[BaseModel], error: ValidationError, document: Document
 def dump(data: Mapping[str, Any]) -> str:
     """YAML text of plain data, keys in their given order."""
     return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=110)
+
+
+def under(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, with what it leaves out taken from `defaults`; mappings inside are merged likewise."""
+    merged = {**defaults, **given}
+    for key, value in defaults.items():
+        if isinstance(value, Mapping) and isinstance(given.get(key), Mapping):
+            merged[key] = under(value, given[key])
+    return merged

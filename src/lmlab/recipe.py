@@ -160,7 +160,13 @@ def _step(name: str, given: Any, before: list[Step], document: Document) -> Step
     spec = kind(used)
     settings = {key: value for key, value in given.items() if key not in ("use", "from")}
     config = validate(spec.config, settings, document, (name,))
-    return Step(name, used, spec, config, _sources(name, spec, given.get("from") or {}, before, document))
+    sources = _sources(name, spec, given.get("from") or {}, before, document)
+    made = {step.name: step.config for step in before}
+    fillers = {role: made[each] for role, each in sources.items() if isinstance(each, str) and each in made}
+    problem = spec.check(config, fillers)
+    if problem is not None:
+        raise Refused(f"{document.at((name,))}: {name}: {problem}")
+    return Step(name, used, spec, config, sources)
 
 
 def _sources(

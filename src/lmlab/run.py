@@ -104,7 +104,8 @@ class StageKind:
     """A kind of stage. `run` gets a `Context` and returns its headline numbers; it leaves its results in `context.out`.
 
     `version` changes whenever the code would make something else of the same settings. `sources` lists files or folders
-    outside the run whose names, sizes and times belong to the fingerprint.
+    outside the run whose names, sizes and times belong to the fingerprint. `check` is asked when the recipe is read: given
+    the settings, and those of the recipe's stages that fill each role, it says what cannot be, or None.
     """
 
     config: type[Config]
@@ -113,6 +114,7 @@ class StageKind:
     inputs: tuple[Input, ...] = ()
     seeded: bool = True
     sources: Callable[[Any], list[Path]] = field(default=lambda config: [])
+    check: Callable[[Any, Mapping[str, Any]], str | None] = field(default=lambda config, fillers: None)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from lmlab.generate.engine import Engine
 from lmlab.instruct.families import make
 from lmlab.text.chat import Renderer
 from lmlab.text.tokenizer import Tokenizer
-from lmlab.train.trainer import accumulate, make_forward
+from lmlab.train.step import accumulate, make_forward
 
 CONFIG = PPOConfig.model_validate(PPO)
 Maker = Callable[..., Rollouts]

@@ -14,7 +14,7 @@ from lmlab.model.settings import MoEConfig
 from lmlab.objective.batch import Batch
 from lmlab.objective.language_model import LanguageModel
 from lmlab.train.optimizer import OptimizerConfig, make_optimizers
-from lmlab.train.trainer import accumulate, make_forward
+from lmlab.train.step import accumulate, make_forward
 
 
 def layer(bias: bool = False, activation: str = "swiglu", **moe) -> MoE:

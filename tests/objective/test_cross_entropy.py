@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmlab.objective.batch import pad_rows
-from lmlab.objective.cross_entropy import linear_cross_entropy, token_logprobs
+from lmlab.objective.cross_entropy import linear_cross_entropy, linear_cross_entropy_and_z, token_logprobs
 
 
 def problem(rows: int, width: int, vocabulary: int, seed: int) -> tuple[torch.Tensor, ...]:
@@ -74,3 +74,24 @@ def test_padding_never_trains_whatever_its_id(rows: list[list[int]], pad: int, m
         assert batch.tokens_BT[index, :n].tolist() == row[:-1]
         assert batch.targets_BT[index, :n].tolist() == row[1:]
         assert batch.mask_BT[index].tolist() == trained[1:] + [False] * (batch.mask_BT.shape[1] - n)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    chunk=st.integers(1, 25),
+    z_weight=st.floats(1e-4, 2.0),
+    softcap=st.sampled_from([None, 3.0]),
+)
+def test_the_z_loss_is_log_z_squared(rows: int, chunk: int, z_weight: float, softcap: float | None) -> None:
+    hidden, head, targets, weights = problem(rows, 5, 12, rows)
+    logits = hidden @ head.T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    nats = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+    squares = (logits.logsumexp(-1).square() * weights).sum()
+    found = linear_cross_entropy_and_z(hidden, head, targets, weights, z_weight, softcap=softcap, chunk=chunk)
+    torch.testing.assert_close(torch.stack(found), torch.stack([nats, squares]))
+    wanted = torch.autograd.grad(nats + z_weight * squares, (hidden, head))
+    got = torch.autograd.grad(found[0] + z_weight * found[1], (hidden, head))
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

@@ -36,7 +36,6 @@ def test_what_is_given_reaches_the_model_and_the_rest_follows_from_the_width() -
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"architecture": "encoder-decoder"}, "has no source text"),
         ({"position": "glm-2d"}, "glm-2d counts places inside blanked spans"),
         ({"attention": "locl(3)"}, "did you mean 'local"),
         ({"moe": {"experts": 2, "top_k": 3}}, "top_k 3 is more than the 2 experts"),

@@ -19,7 +19,8 @@ from lmlab.run import Context, write_json
 from lmlab.train import checkpoint
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.schedule import ScheduleConfig, rate
-from lmlab.train.trainer import TrainConfig, accumulate, fit, make_forward
+from lmlab.train.step import accumulate, make_forward
+from lmlab.train.trainer import TrainConfig, fit
 
 CONFIG = ModelConfig(layers=1, d_model=16, heads=2, vocab_size=20, context_length=12, dropout=0.1)
 
@@ -165,7 +166,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(tmp_path: Path
         def loss(self, output, batch):  # type: ignore[no-untyped-def]
             return {"lm": super().loss(output, batch)["lm"] * math.nan}
 
-    with pytest.raises(Failed, match="the loss is nan at step 0; the weights are untouched"):
+    with pytest.raises(Failed, match=r"the loss is nan at step 0 \(its batch is in .*\); the weights are untouched"):
         fit(network, Poison(), Source(), settings_of(), context_at(tmp_path))
     assert_same(network, Transformer(CONFIG).initialise(0))
 

@@ -36,7 +36,8 @@ from lmlab.text.chat import Renderer
 from lmlab.text.tokenizer import Tokenizer
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.schedule import ScheduleConfig
-from lmlab.train.trainer import TrainConfig, accumulate, fit, make_forward, matrix_library
+from lmlab.train.step import accumulate, make_forward, matrix_library
+from lmlab.train.trainer import TrainConfig, fit
 
 RATIO_TOLERANCE = {"float32": 1e-5, "float32-onednn": 1e-5, "bfloat16": 0.05}
 """How far the first ratio may be from 1 on average: rounding in float32; about two digits in bfloat16, where the

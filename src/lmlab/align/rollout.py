@@ -20,7 +20,7 @@ from lmlab.generate.engine import Engine
 from lmlab.model.transformer import Transformer
 from lmlab.progress import Metrics
 from lmlab.text.tokenizer import Tokenizer
-from lmlab.train.trainer import autocast
+from lmlab.train.step import autocast
 
 ROWS = 32
 """Episodes in one forward pass without gradient."""

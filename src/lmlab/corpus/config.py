@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from lmlab.config import Config
+from lmlab.corpus.privacy.config import Redact
 from lmlab.corpus.steps.language import Language
 from lmlab.corpus.steps.normalise import Normalise
-from lmlab.corpus.steps.redact import Redact
 from lmlab.corpus.steps.rules import CodeRules, ProseRules
 
 MEBIBYTE = 1 << 20

@@ -15,9 +15,10 @@ SAMPLE_CHARS = 300
 
 
 def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
-    """Sizes by source and split, languages, drop reasons with examples, rejects, overlaps with the held-out set, the
-    median and largest document, and `samples` beginnings of kept training documents and of dropped ones a source.
-    Plain data, ready for JSON.
+    """Sizes by source and split, languages, drop reasons with examples, rejects, overlaps with the held-out set, and
+    `samples` beginnings of kept training documents and of dropped ones a source, and of those that a reason dropped.
+    Of the kept documents' lengths (in characters) the median, the longest, and how many lie in [2^k, 2^(k+1)), from
+    k = 0. Plain data, ready for JSON.
     """
     stage_dir = Path(stage_dir)
     store.parts(stage_dir)
@@ -27,6 +28,7 @@ def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
         **statistics,
         "lengths": {},
         "samples": {},
+        "dropped_samples": {},
         "first_rejects": read_jsonl(stage_dir / "rejected.jsonl")[:5],
         "overlaps": len(read_jsonl(stage_dir / "contamination.jsonl")),
     }
@@ -41,9 +43,20 @@ def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
             if len(shown) < samples and size and (row["split"] == "train" or not row["keep"]):
                 why_not = {} if row["keep"] else {"step": row["step"], "reason": row["reason"]}
                 shown.append({"id": row["id"], **why_not, "text": row["text"][:SAMPLE_CHARS]})
+            if not row["keep"]:
+                same = found["dropped_samples"].setdefault(row["step"], {}).setdefault(row["reason"], [])
+                if len(same) < samples:
+                    same.append({"id": row["id"], "text": row["text"][:SAMPLE_CHARS]})
     for source, sizes in lengths.items():
         ordered = sorted(sizes)
-        found["lengths"][source] = {"median": ordered[len(ordered) // 2], "longest": ordered[-1]}
+        counts = [0] * max(1, ordered[-1].bit_length())
+        for size in ordered:
+            counts[max(0, size.bit_length() - 1)] += 1
+        found["lengths"][source] = {
+            "median": ordered[len(ordered) // 2],
+            "longest": ordered[-1],
+            "powers_of_two": counts,
+        }
     return found
 
 

@@ -35,6 +35,27 @@ FORMAT = 2
 _BATCH = 256
 
 
+class Joined:
+    """Several arrays as one, read by a slice of step 1 or by an array of places."""
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self._parts, self.dtype = parts, parts[0].dtype
+        self._bounds = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self._bounds[-1])
+
+    def __getitem__(self, places: slice | np.ndarray) -> np.ndarray:
+        if isinstance(places, slice):
+            places = np.arange(*places.indices(len(self)))
+        found = np.empty(places.shape, self.dtype)
+        owner = np.searchsorted(self._bounds, places, side="right") - 1
+        for number in np.unique(owner):
+            inside = owner == number
+            found[inside] = self._parts[number][places[inside] - self._bounds[number]]
+        return found
+
+
 class Shards:
     """The tokens of a folder written by `write_shards`."""
 
@@ -45,48 +66,33 @@ class Shards:
         self.index = _read_index(folder)
         self.vocabulary: int = self.index["vocabulary"]
         width = np.dtype(self.index["dtype"])
-        self._parts: list[np.ndarray] = []
+        parts: list[np.ndarray] = []
         starts = [np.zeros(1, np.int64)]
         offset = 0
         for number, entry in enumerate(self.index["shards"]):
             _check(folder, entry, verify)
             tokens = folder / _name("tokens", number)
-            self._parts.append(np.memmap(tokens, dtype=width, mode="r") if entry["tokens"] else np.zeros(0, width))
+            parts.append(np.memmap(tokens, dtype=width, mode="r") if entry["tokens"] else np.zeros(0, width))
             starts.append(np.load(folder / _name("starts", number), allow_pickle=False)[1:] + offset)
             offset += entry["tokens"]
         self.starts: np.ndarray = np.concatenate(starts)
         """Where each document begins (at its end-of-text id), and the number of all tokens."""
-        self._bounds = np.cumsum([0, *(len(part) for part in self._parts)])
+        self.tokens = parts[0] if len(parts) == 1 else Joined(parts)
+        """All tokens as one array: indexed by a slice or by an array of places."""
         self._documents: pa.Table | None = None
 
     def __len__(self) -> int:
         """Documents."""
         return len(self.starts) - 1
 
-    @property
-    def total(self) -> int:
-        """Tokens, the end-of-text ids among them."""
-        return int(self.starts[-1])
-
-    def take(self, places: np.ndarray) -> np.ndarray:
-        """The ids at these places over all shards, in the same shape, int64."""
-        if len(self._parts) == 1:
-            return self._parts[0][places].astype(np.int64)
-        found = np.empty(places.shape, np.int64)
-        owner = np.searchsorted(self._bounds, places, side="right") - 1
-        for number in np.unique(owner):
-            inside = owner == number
-            found[inside] = self._parts[number][places[inside] - self._bounds[number]]
-        return found
-
     def document(self, index: int) -> list[int]:
         """The ids of a document, without the end-of-text before it."""
-        return self.take(np.arange(self.starts[index] + 1, self.starts[index + 1])).tolist()
+        return self.tokens[self.starts[index] + 1 : self.starts[index + 1]].tolist()
 
     def where(self, place: int) -> tuple[int, int]:
         """(document, offset in it) of a place in the tokens; the end-of-text before a document has offset 0."""
-        if not 0 <= place < self.total:
-            raise Refused(f"{self.folder}: has no token {place:,}; it holds {self.total:,}")
+        if not 0 <= place < len(self.tokens):
+            raise Refused(f"{self.folder}: has no token {place:,}; it holds {len(self.tokens):,}")
         index = int(np.searchsorted(self.starts, place, side="right")) - 1
         return index, place - int(self.starts[index])
 
@@ -94,7 +100,7 @@ class Shards:
     def documents(self) -> pa.Table:
         """Columns id and source, a row a document."""
         if self._documents is None:
-            files = [self.folder / _name("documents", n) for n in range(len(self._parts))]
+            files = [self.folder / _name("documents", n) for n in range(len(self.index["shards"]))]
             self._documents = pa.concat_tables([pq.read_table(file, partitioning=None) for file in files])
         return self._documents
 

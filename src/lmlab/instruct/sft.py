@@ -31,7 +31,8 @@ from lmlab.text.tokenizer import Tokenizer
 from lmlab.train.fastest import PRECISIONS
 from lmlab.train.optimizer import OptimizerConfig, make_optimizers
 from lmlab.train.schedule import ScheduleConfig
-from lmlab.train.trainer import TrainConfig, accumulate, fit, make_forward, matrix_library
+from lmlab.train.step import accumulate, make_forward, matrix_library
+from lmlab.train.trainer import TrainConfig, fit
 
 TEST_SEED = 0
 """Test items do not depend on the run's seed: every model answers the same questions."""

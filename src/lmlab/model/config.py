@@ -206,6 +206,12 @@ class ModelConfig(Parts):
 
         return flops_per_token(self, length)
 
+    def flops(self, source: float, target: float, length: int) -> float:
+        """Training FLOPs of an example of `source` and `target` tokens in sequences of `length`."""
+        from lmlab.model.count import flops
+
+        return flops(self, source, target, length)
+
     def differs(self, apart_from: frozenset[str]) -> dict[str, Any]:
         """The switches, apart from those named, that are not at their default: {name: value}."""
         return {

@@ -91,17 +91,31 @@ def flops_per_token(c: ModelConfig, length: int) -> float:
     Keys are `length`, the cut by causality not counted, and fewer under a sparse pattern (`Pattern.keys`). Of experts the
     top_k count. Of an encoder-decoder this is one target token and one source token, both sequences of `length`.
     """
+    return sum(_flops_by_stack(c, length))
+
+
+def flops(c: ModelConfig, source: float, target: float, length: int) -> float:
+    """Training FLOPs of an example of `source` and `target` tokens in sequences of `length`; counted as above."""
+    encoder, decoder = _flops_by_stack(c, length)
+    return source * encoder + target * decoder if c.has_encoder else (source + target) * decoder
+
+
+def _flops_by_stack(c: ModelConfig, length: int) -> tuple[float, float]:
+    """FLOPs of a token of the source (0 without an encoder) and of one of the target, which has all of
+    cross-attention."""
     parts = parameters(c)
-    matrices = sum(parts[name] for name in ("attention", "cross_attention", "feed_forward", "router", "encoder"))
-    matrices -= parts["total"] - parts["active"]
+    idle = parts["total"] - parts["active"]
+    encoder_idle = _stack(c, encoder=True)["idle"] if c.has_encoder else 0
+    matrices = sum(parts[name] for name in ("attention", "cross_attention", "feed_forward", "router"))
+    matrices -= idle - encoder_idle
     matrices += c.vocab_size * c.hidden_width + (2 * c.d_model * c.embedding_dim if c.embedding_dim else 0)
     s = c.sizes()
-    keys = sum(c.pattern(layer).keys(length) for layer in range(s.layers))
-    scores = s.heads * s.head_dim * keys
-    if c.has_encoder:
-        e = c.sizes(encoder=True)
-        scores += s.layers * s.heads * s.head_dim * length + e.layers * e.heads * e.head_dim * length
-    return 6 * matrices + 12 * scores
+    scores = s.heads * s.head_dim * sum(c.pattern(layer).keys(length) for layer in range(s.layers))
+    if not c.has_encoder:
+        return 0.0, 6 * matrices + 12 * scores
+    e = c.sizes(encoder=True)
+    encoder = 6 * (parts["encoder"] - encoder_idle) + 12 * e.layers * e.heads * e.head_dim * length
+    return encoder, 6 * matrices + 12 * (scores + s.layers * s.heads * s.head_dim * length)
 
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -13,7 +13,10 @@ from torch import Tensor
 @dataclass
 class Batch:
     """tokens (B, T); targets (B, T), meaningful where mask; mask (B, T) True where a position carries loss;
-    segments and positions (B, T) where several documents share a row.
+    segments and positions (B, T) where several documents share a row; padding (B, T) True where a row is filled up.
+
+    Of a prefix decoder prefix (B, T), the length of each token's document's prefix. Of an encoder-decoder the source: a
+    target's segment sees the source of the same number. See `Transformer.forward`, which takes them by the same names.
     """
 
     tokens_BT: Tensor
@@ -21,6 +24,18 @@ class Batch:
     mask_BT: Tensor
     segments_BT: Tensor | None = None
     positions_BT: Tensor | None = None
+    padding_BT: Tensor | None = None
+    prefix_BT: Tensor | None = None
+    encoder_tokens_BS: Tensor | None = None
+    encoder_segments_BS: Tensor | None = None
+    encoder_positions_BS: Tensor | None = None
+    encoder_padding_BS: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Tokens that are no padding, the source's among them."""
+        n = self.tokens_BT.numel() if self.padding_BT is None else int((~self.padding_BT).sum())
+        return n if self.encoder_padding_BS is None else n + int((~self.encoder_padding_BS).sum())
 
 
 def pad_rows(rows: Sequence[tuple[Sequence[int], Sequence[bool]]], pad_id: int, multiple: int = 16) -> Batch:

@@ -19,7 +19,10 @@ are within 3%)."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum over rows of weight x -log softmax(hidden head^T)[target]."""
+    """Sum over rows of weight x -log softmax(hidden head^T)[target], and of weight x log^2 of the normaliser.
+
+    One pass of gradients serves both: it is that of the first plus `z_weight` times the second.
+    """
 
     @staticmethod
     def forward(
@@ -32,11 +35,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         softcap: float | None,
         chunk: int,
         dtype: torch.dtype,
-    ) -> Tensor:
+        z_weight: float,
+    ) -> tuple[Tensor, Tensor]:
         head = head_VD.to(dtype)
         bias_grad = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
         vocabulary = torch.arange(head.shape[0], device=head.device)
         total = torch.zeros((), dtype=torch.float32, device=head.device)
+        squares = torch.zeros((), dtype=torch.float32, device=head.device)
         head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
         hidden_grads = []
         for start in range(0, hidden_ND.shape[0], chunk):
@@ -50,9 +55,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             largest = logits.amax(-1, keepdim=True)
             powers = (logits - largest).exp()  # one exponential an entry serves the loss and its gradient
             normaliser = powers.sum(-1, keepdim=True)
-            total = total + ((normaliser.log() + largest - logits.gather(1, target)) * weight).sum()
+            log_z = normaliser.log() + largest
+            total = total + ((log_z - logits.gather(1, target)) * weight).sum()
             share = powers * (weight / normaliser)
             change = torch.where(vocabulary == target, share - weight, share)
+            if z_weight:
+                squares = squares + (log_z.square() * weight).sum()
+                change = change + 2 * z_weight * log_z * share
             if softcap is not None:
                 change = change * (1 - (logits / softcap).square())
             if bias_grad is not None:
@@ -61,13 +70,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_grads.append((gradient @ head).to(hidden_ND.dtype))
             head_grad = head_grad + (gradient.T @ hidden).float()
         ctx.save_for_backward(torch.cat(hidden_grads), head_grad.to(head_VD.dtype), bias_grad)
-        return total
+        return total, squares
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, head_grad, bias_grad = ctx.saved_tensors
         bias_grad = None if bias_grad is None else bias_grad * grads[0]
-        return hidden_grad * grads[0].to(hidden_grad.dtype), head_grad * grads[0], bias_grad, *(None,) * 5
+        return hidden_grad * grads[0].to(hidden_grad.dtype), head_grad * grads[0], bias_grad, *(None,) * 6
 
 
 def linear_cross_entropy(
@@ -89,14 +98,37 @@ def linear_cross_entropy(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(
-            hidden_ND, head_VD, bias_V, targets_N, weights_N.float(), softcap, chunk, dtype
-        )
+            hidden_ND, head_VD, bias_V, targets_N, weights_N.float(), softcap, chunk, dtype, 0.0
+        )[0]
     total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
     for start in range(0, hidden_ND.shape[0], chunk):
         rows = slice(start, start + chunk)
         logits = _capped(F.linear(hidden_ND[rows].to(dtype), head_VD.to(dtype)).float(), bias_V, softcap)
         total = total + (F.cross_entropy(logits, targets_N[rows], reduction="none") * weights_N[rows]).sum()
     return total
+
+
+def linear_cross_entropy_and_z(
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    z_weight: float,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor]:
+    """As `linear_cross_entropy`, with the sum over rows of `weights_N` x log^2 Z beside it, Z the softmax's normaliser: the
+    z-loss of PaLM (2204.02311, section 5; weight 1e-4), which keeps log Z near 0.
+
+    The gradient is right where the second enters the loss with `z_weight` times the weight of the first.
+    """
+    device = hidden_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
+    return _LinearCrossEntropy.apply(
+        hidden_ND, head_VD, bias_V, targets_N, weights_N.float(), softcap, chunk, dtype, z_weight
+    )
 
 
 def _capped(logits: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:

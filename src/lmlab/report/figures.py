@@ -105,6 +105,8 @@ def _under_baselines(name: str, stage: Mapping[str, Any], report: Report) -> str
     tokenizers = (s for s in report["stages"].values() if s["kind"] == "tokenizer")
     per_token = next((it for s in tokenizers if (it := score(at(s, "bytes_per_token", "train")))), None)
     series = at(stage, "curves", "lm") or at(stage, "curves", "loss")
+    if at(stage, "objective", "name") not in (None, "causal-lm", "prefix-lm"):
+        return ""  # its loss is not that of all tokens of a text
     if per_token is None or per_token.value <= 0 or not at(series, "step"):
         return ""
     factor = 1 / (math.log(2) * per_token.value)

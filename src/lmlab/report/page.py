@@ -27,7 +27,7 @@ def page(report: Mapping[str, Any]) -> str:
     stages = [_section(name, report) for name in report["stages"]]
     _name_anchors(stages)
     anchors = {stage["name"]: stage["anchor"] for stage in stages}
-    return _render(
+    return render(
         "run.html.jinja",
         report=report,
         story=story(report),
@@ -45,14 +45,14 @@ def grid_page(report: Mapping[str, Any]) -> str:
     paths = _headline_paths(arms)
     first = next(iter(arms), None)
     others = {name: arm for name, arm in arms.items() if name != first}
-    return _render(
+    return render(
         "grid.html.jinja",
         report=report,
         first=first,
         arms=_arm_table("Mean over seeds", arms, "scores", paths),
         differences=_arm_table(f"Difference from {first}", others, "difference", paths) if others else None,
         everything=_every_score(arms, [p for p in _all_paths(arms) if p not in paths]),
-        figures=_drawn(grid_figures, arms, paths),
+        figures=drawn(grid_figures, arms, paths),
         claims=_grid_claims(arms),
         seeds={name: arm["seeds"] for name, arm in arms.items()},
         machine=_machine(report["machine"]),
@@ -60,7 +60,8 @@ def grid_page(report: Mapping[str, Any]) -> str:
     )
 
 
-def _render(template: str, **view: Any) -> str:
+def render(template: str, **view: Any) -> str:
+    """A template of this folder, set. Text from files is escaped and its control characters are made visible."""
     return _environment().get_template(template).render(**view, drawn=can_draw())
 
 
@@ -86,7 +87,7 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def _drawn(draw: Callable[..., list[str]], *given: Any) -> list[Any]:
+def drawn(draw: Callable[..., list[str]], *given: Any) -> list[Any]:
     """SVG of our own making goes into the page as it is; every text inside was escaped when it was drawn."""
     from markupsafe import Markup
 
@@ -110,8 +111,8 @@ def _section(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
         "settings": every,
         "scores": views.score_tables(stage),
         "counts": views.count_tables(stage),
-        "figures": _drawn(figures, name, report),
-        "more": _drawn(more, name, stage),
+        "figures": drawn(figures, name, report),
+        "more": drawn(more, name, stage),
         "samples": shown,
         "sample_count": count,
         "pooled": pooled,

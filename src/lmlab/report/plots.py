@@ -158,6 +158,39 @@ def dots(
         return _svg(figure, name, title)
 
 
+@dataclass(frozen=True)
+class Bars:
+    """Heights, one a place of the axis."""
+
+    label: str
+    height: Sequence[float]
+
+
+def bars(name: str, title: str, places: Sequence[str], series: Sequence[Bars], *, unit: str = "") -> str:
+    """Counts at named places, the series beside each other. Returns the SVG element; "" where there is nothing."""
+    shown = [each for each in series if any(each.height)][: len(SERIES)]
+    if not shown:
+        return ""
+    from matplotlib.figure import Figure
+
+    width = 0.8 / len(shown)
+    with _styled():
+        figure = Figure(figsize=(5.0, 2.75))
+        axes = figure.add_subplot()
+        for index, (each, colour) in enumerate(zip(shown, SERIES)):
+            x = [place + (index - (len(shown) - 1) / 2) * width for place in range(len(places))]
+            axes.bar(x, each.height, width=0.92 * width, color=colour, label=_label(each.label))
+        axes.set_xticks(range(len(places)), [_label(place) for place in places], fontsize=8)
+        if len(places) > 9:
+            axes.tick_params(axis="x", labelrotation=45)
+        axes.grid(axis="x", visible=False)
+        axes.set_xlabel(unit)
+        axes.set_title(title, loc="left", fontsize=10.5)
+        if len(shown) > 1:
+            axes.legend(loc="best")
+        return _svg(figure, name, title)
+
+
 def _end(end: float, it: Score) -> float:
     """An unbounded whisker is not drawn."""
     return end if math.isfinite(end) else it.value

@@ -59,6 +59,7 @@ LABELS = {
     "bits_per_byte.excess.xz": "bits per byte more than xz -9e alone",
     "bits_per_byte.excess.xz_primed": "bits per byte more than xz primed",
     "bits_per_byte.excess.ngram": "bits per byte more than the 5-gram byte model",
+    "continuation": "this model, a text's second half given its first",
     "exact_match": "exact match",
     "seen": "families tuned on",
     "unseen": "families never seen",

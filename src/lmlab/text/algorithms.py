@@ -53,15 +53,17 @@ def pieces(split_digits: bool) -> str:
     return _PIECES % _DIGITS[split_digits]
 
 
-def smallest(algorithm: Algorithm, byte_fallback: bool) -> int:
-    """Entries that a vocabulary has before any is learnt: special tokens, bytes or the unknown token."""
+def smallest(algorithm: Algorithm, byte_fallback: bool, extra: int = 0) -> int:
+    """Entries that a vocabulary has before any is learnt: special tokens (`extra` more than the usual), bytes or the
+    unknown token."""
     has_bytes = algorithm == "byte-level-bpe" or (algorithm != "wordpiece" and byte_fallback)
-    return len(SPECIAL_TOKENS) + (256 if has_bytes else 1)
+    return len(SPECIAL_TOKENS) + extra + (256 if has_bytes else 1)
 
 
 def learn(
     texts: Sequence[str],
     vocab_size: int,
+    special_tokens: Sequence[str],
     *,
     algorithm: Algorithm,
     normalisation: Normalisation,
@@ -81,7 +83,7 @@ def learn(
     if normalisation != "none":
         backend.normalizer = _NORMALISERS[normalisation]()
     backend.pre_tokenizer = _cutting(algorithm, split_digits)
-    specials = [*SPECIAL_TOKENS, *([unknown] if unknown else [])]
+    specials = [*special_tokens, *([unknown] if unknown else [])]
     common: dict[str, Any] = {
         "vocab_size": vocab_size - (256 if fallback else 0),
         "special_tokens": [AddedToken(token, normalized=False, special=True) for token in specials],

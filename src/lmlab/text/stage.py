@@ -18,7 +18,7 @@ from lmlab.progress import say
 from lmlab.run import Context, Input, StageKind, write_json
 from lmlab.text.algorithms import Algorithm, Normalisation, smallest
 from lmlab.text.compare import round_trip
-from lmlab.text.tokenizer import FILES, Tokenizer, find, train, with_chat
+from lmlab.text.tokenizer import FILES, Tokenizer, extended, find_tokenizer, train
 
 MEASURED_DOCUMENTS = 2000
 """At most this many documents of a split, evenly spaced, are encoded for the figures: the interval over 2,000 is
@@ -48,18 +48,27 @@ class TokenizerConfig(Config):
     0.99995). Byte-level BPE has no such limit."""
     from_path: str | None = None
     """Take an existing tokenizer instead of training one: a directory with tokenizer.json, that file, a run, or
-    hf:OWNER/NAME[@REVISION]. The settings above then say nothing."""
+    hf:OWNER/NAME[@REVISION]. The settings of training then say nothing; `sentinels` and `extra_tokens` are added."""
     add_chat: bool = True
     """Give an existing tokenizer without a chat template lmlab's, and the special tokens that it needs after its own."""
+    sentinels: int = Field(default=0, ge=0)
+    """Special tokens <extra_id_0>, <extra_id_1>, ... that stand for spans taken out of a text (T5: 100)."""
+    extra_tokens: tuple[str, ...] = ()
+    """More special tokens, such as <mask>, that an objective asks for."""
     sources: tuple[str, ...] = ()
     """Train on these sources of the corpus only; empty means all."""
     max_megabytes: float | None = Field(default=None, gt=0)
     """Train on whole documents evenly spaced over the corpus, about this many megabytes; null means all of it."""
 
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The special tokens beside those that every tokenizer here has."""
+        return (*(f"<extra_id_{i}>" for i in range(self.sentinels)), *self.extra_tokens)
+
 
     @model_validator(mode="after")
     def _room(self) -> TokenizerConfig:
-        least = smallest(self.algorithm, self.byte_fallback)
+        least = smallest(self.algorithm, self.byte_fallback, len(self.added))
         if self.from_path is None and self.vocab_size < least:
             raise ValueError(f"vocab_size {self.vocab_size}: {self.algorithm} begins with {least} entries")
         return self
@@ -107,6 +116,7 @@ def run(context: Context) -> Mapping[str, Any]:
         split_digits=config.split_digits,
         byte_fallback=config.byte_fallback,
         character_coverage=config.character_coverage,
+        extra_tokens=config.added,
     )
     trained = time.perf_counter()
     if tokenizer.vocab_size < config.vocab_size:
@@ -122,9 +132,8 @@ def run(context: Context) -> Mapping[str, Any]:
 
 def _taken(context: Context, reference: str) -> Mapping[str, Any]:
     """An existing tokenizer, measured on the corpus."""
-    tokenizer = Tokenizer.load(find(reference))
-    if context.config.add_chat:
-        tokenizer = with_chat(tokenizer)
+    tokenizer = Tokenizer.load(find_tokenizer(reference))
+    tokenizer = extended(tokenizer, context.config.added, chat=context.config.add_chat)
     results = {**_measure(tokenizer, context.inputs["corpus"], context.config), "taken_from": reference}
     return _leave(context, tokenizer, results)
 
@@ -148,7 +157,7 @@ def _files(config: TokenizerConfig) -> list[Path]:
     """The files of a tokenizer that is taken from this machine: they belong to the stage's fingerprint."""
     if config.from_path is None or config.from_path.startswith("hf:"):
         return []
-    return [path for path in find(config.from_path).iterdir() if path.name in FILES]
+    return [path for path in find_tokenizer(config.from_path).iterdir() if path.name in FILES]
 
 
 def _spread(texts: list[Any], count: int) -> list[Any]:

@@ -50,18 +50,21 @@ def train(
     split_digits: bool = True,
     byte_fallback: bool = True,
     character_coverage: float = 0.9995,
+    extra_tokens: Sequence[str] = (),
 ) -> Tokenizer:
-    """A tokenizer of at most `vocab_size` entries: the special tokens, bytes, and what is learnt from the texts, until
-    `vocab_size` is reached or no pair stands `min_frequency` times. The same texts give the same tokenizer.
+    """A tokenizer of at most `vocab_size` entries: the special tokens and `extra_tokens`, bytes, and what is learnt from
+    the texts, until `vocab_size` is reached or no pair stands `min_frequency` times. The same texts give the same tokenizer.
     Raises Refused if `vocab_size` has no room for what every vocabulary of the algorithm begins with.
     """
-    least = smallest(algorithm, byte_fallback)
+    specials = tuple(dict.fromkeys((*SPECIAL_TOKENS, *extra_tokens)))
+    least = smallest(algorithm, byte_fallback, len(specials) - len(SPECIAL_TOKENS))
     if vocab_size < least:
-        rest = f"256 bytes and {len(SPECIAL_TOKENS)} special tokens" if least > 256 else "its special tokens"
+        rest = f"256 bytes and {len(specials)} special tokens" if least > 256 else "its special tokens"
         raise Refused(f"vocab_size {vocab_size}: {rest} need {least}")
     backend = learn(
         texts if isinstance(texts, list) else list(texts),
         vocab_size,
+        specials,
         algorithm=algorithm,
         normalisation=normalisation,
         min_frequency=min_frequency,
@@ -69,12 +72,12 @@ def train(
         byte_fallback=byte_fallback,
         character_coverage=character_coverage,
     )
-    specials = {i: token.content for i, token in sorted(backend.get_added_tokens_decoder().items())}
+    named = {i: token.content for i, token in sorted(backend.get_added_tokens_decoder().items())}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": DOCUMENT_END,
         "pad_token": PAD,
-        **{"unk_token": token for token in specials.values() if token in UNKNOWN.values()},
+        **{"unk_token": token for token in named.values() if token in UNKNOWN.values()},
         "clean_up_tokenization_spaces": False,
         "added_tokens_decoder": {
             str(i): {
@@ -85,7 +88,7 @@ def train(
                 "single_word": False,
                 "special": True,
             }
-            for i, token in specials.items()
+            for i, token in named.items()
         },
     }
     return Tokenizer(backend, config, CHAT_TEMPLATE.read_text(encoding="utf-8"))
@@ -220,9 +223,13 @@ class Tokenizer:
         tokenizer loses nothing: it normalises nothing, and has bytes for all that it does not know."""
         return self._parsing.decode(list(ids), skip_special_tokens=skip_special)
 
+    def find(self, token: str) -> int | None:
+        """The id of one token by its string, or None."""
+        return self._parsing.token_to_id(token)
+
     def token_id(self, token: str) -> int:
         """The id of one token by its string. Raises Refused if there is none."""
-        found = self._parsing.token_to_id(token)
+        found = self.find(token)
         if found is None:
             raise Refused(f"tokenizer: no token {token!r} in its vocabulary")
         return found
@@ -246,19 +253,21 @@ def _algorithm(model: dict[str, Any]) -> str:
     return "byte-level-bpe" if kind == "bpe" and "\u0100" in model["vocab"] else kind
 
 
-def with_chat(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with lmlab's chat template and those of its special tokens that it lacks, after its own ids; as it
-    is, where it has a template."""
-    if tokenizer.chat_template is not None:
+def extended(tokenizer: Tokenizer, tokens: Sequence[str] = (), *, chat: bool = False) -> Tokenizer:
+    """The tokenizer with these special tokens after its own, where it lacks them; with `chat` also lmlab's chat template
+    and what that needs, where it has no template."""
+    chat = chat and tokenizer.chat_template is None
+    wanted = [*(t for t in SPECIAL_TOKENS if chat and t not in (DOCUMENT_END, PAD)), *tokens]
+    new = [token for token in wanted if tokenizer.find(token) is None]
+    if not new and not chat:
         return tokenizer
     backend = Backend.from_str(tokenizer.to_json())
-    named = [t for t in SPECIAL_TOKENS if t not in (DOCUMENT_END, PAD) and backend.token_to_id(t) is None]
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in named])
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in new])
     config = {**tokenizer.config, "eos_token": tokenizer.token(tokenizer.eos_id)}
-    return Tokenizer(backend, config, CHAT_TEMPLATE.read_text(encoding="utf-8"))
+    return Tokenizer(backend, config, CHAT_TEMPLATE.read_text(encoding="utf-8") if chat else tokenizer.chat_template)
 
 
-def find(reference: str | Path) -> Path:
+def find_tokenizer(reference: str | Path) -> Path:
     """The directory of a tokenizer: itself, its tokenizer.json, a run (its stage `tokenizer`, or of its model's
     files), or `hf:OWNER/NAME[@REVISION]`, whose tokenizer files are downloaded. Raises Refused with what was looked for.
     """

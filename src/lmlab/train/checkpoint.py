@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,50 @@ from lmlab.run import digest_file, folder_atomic, write_json
 from lmlab.train.optimizer import named_state, restore_state
 
 
-def save(folder: Path, step: int, network: nn.Module, optimizers: list[Any], state: dict[str, Any], keep: int) -> Path:
-    """Write the checkpoint taken before `step`; then drop all but the newest `keep`."""
+def save(
+    folder: Path,
+    step: int,
+    network: nn.Module,
+    optimizers: list[Any],
+    state: dict[str, Any],
+    keep: int,
+    more: Mapping[str, dict[str, Tensor]] | None = None,
+    back: int | None = None,
+) -> Path:
+    """Write the checkpoint taken before `step`; then drop all but the newest `keep`, and with `back` those that are needed
+    to go back to that step. `more` are further files of tensors, by name.
+    """
     path = folder / f"step-{step:08d}"
     try:
         with folder_atomic(path) as temporary:
             save_file(_apart(trained_state(network)), temporary / "network.safetensors")
             save_file(_apart(named_state(network, optimizers)), temporary / "optimizer.safetensors")
+            for name, tensors in (more or {}).items():
+                save_file(_apart(tensors), temporary / f"{name}.safetensors")
             sums = {file.name: digest_file(file) for file in temporary.iterdir()}
             write_json(temporary / "state.json", {**state, "step": step, "sha256": sums})
     except OSError as error:
         raise Failed(
             f"{path}: could not be written ({error.strerror}); the checkpoints before it are untouched"
         ) from None
-    for old in listed(folder)[:-keep]:
+    for old in _spare(listed(folder), keep, back):
         shutil.rmtree(old)
     return path
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
+
+
+def _spare(paths: list[Path], keep: int, back: int | None) -> list[Path]:
+    """Of checkpoints, oldest first, those that may go."""
+    old = paths[:-keep]
+    if back is None:
+        return old
+    reaching = [path for path in paths if step_of(path) <= back]
+    oldest = reaching[-1] if reaching else paths[0]
+    return [path for path in old if step_of(path) < step_of(oldest)]
 
 
 def trained_state(network: nn.Module) -> dict[str, Tensor]:
@@ -73,8 +102,15 @@ def good(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def restore(folder: Path, network: nn.Module, optimizers: list[Any]) -> dict[str, Any] | None:
-    """Load the newest good checkpoint into network and optimizers; its state, or None where there is none.
+def restore(
+    folder: Path,
+    network: nn.Module,
+    optimizers: list[Any],
+    more: Mapping[str, Callable[[dict[str, Tensor]], None]] | None = None,
+    wanted: Callable[[dict[str, Any]], bool] = lambda state: True,
+) -> dict[str, Any] | None:
+    """Load the newest good checkpoint whose state is `wanted` into network and optimizers; its state, or None for none.
+    `more` are takers of the further files, by name.
 
     A damaged one is said aloud and passed over for the one before.
     """
@@ -83,11 +119,29 @@ def restore(folder: Path, network: nn.Module, optimizers: list[Any]) -> dict[str
         if state is None:
             say(f"{path}: is damaged (a checksum differs); using the one before")
             continue
-        wanted = set(_apart(trained_state(network)))
+        if not wanted(state):
+            continue
+        names = set(_apart(trained_state(network)))
         weights = load_file(path / "network.safetensors")
-        if set(weights) != wanted:
-            raise Failed(f"{path}: holds other weights than this network: {sorted(set(weights) ^ wanted)[:3]}")
+        if set(weights) != names:
+            raise Failed(f"{path}: holds other weights than this network: {sorted(set(weights) ^ names)[:3]}")
         network.load_state_dict(weights, strict=False)
+        for optimizer in optimizers:
+            optimizer.state.clear()
         restore_state(network, optimizers, load_file(path / "optimizer.safetensors"))
+        for name, take in (more or {}).items():
+            take(load_file(path / f"{name}.safetensors"))
         return state
     return None
+
+
+def write_batches(path: Path, batches: Sequence[Any]) -> Path:
+    """Micro-batches as they are (every field that is a tensor), to look at what made a loss that is no number."""
+    tensors = {
+        f"{place}.{name}": value.contiguous().clone()
+        for place, batch in enumerate(batches)
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor)
+    }
+    save_file(tensors, path)
+    return path

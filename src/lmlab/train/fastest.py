@@ -14,7 +14,7 @@ from lmlab.model.config import ModelConfig
 from lmlab.model.transformer import Transformer
 from lmlab.objective.batch import Batch
 from lmlab.objective.language_model import LanguageModel
-from lmlab.train.trainer import accumulate, make_forward, matrix_library
+from lmlab.train.step import accumulate, make_forward, matrix_library
 
 PRECISIONS = ("float32", "float32-onednn", "bfloat16")
 KERNELS = ("math", "sdpa")
@@ -23,7 +23,8 @@ KERNELS = ("math", "sdpa")
 def measure(
     shape: ModelConfig, rows: int, length: int, precisions: tuple[str, ...] = PRECISIONS, seconds: float = 0.7
 ) -> list[dict[str, Any]]:
-    """Tokens a second of forward and backward for each precision x kernel, the fastest first.
+    """Tokens a second of forward and backward for each precision x kernel, the fastest first. Of an encoder-decoder tokens
+    of the target, with as many of the source beside them.
 
     Each is warmed by one step and then timed by the best of as many as fit into `seconds`, uncompiled.
     """
@@ -32,6 +33,8 @@ def measure(
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, shape.vocab_size, (rows, length + 1), generator=generator)
     batch = Batch(ids[:, :-1], ids[:, 1:], torch.ones(rows, length, dtype=torch.bool))
+    if shape.has_encoder:
+        batch.encoder_tokens_BS = ids[:, 1:]
     network = Transformer(shape).initialise(0).train()
     forward = make_forward(network, objective, False)
     for precision in precisions:

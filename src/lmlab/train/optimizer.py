@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lmlab.config import Config
 from lmlab.model.initialise import learning_rate_multipliers
 from lmlab.model.transformer import Transformer
+from lmlab.train.adafactor import Adafactor
+from lmlab.train.lion import Lion
 from lmlab.train.muon import Muon
 
 
 class OptimizerConfig(Config):
     """Adam's settings default to the survey's (section 4.3.1): betas 0.9 and 0.95, eps 1e-8, weight decay 0.1."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """muon: the hidden layers' matrices by Muon, all else (embeddings, head, norms) by AdamW."""
+    name: Literal["adam", "adamw", "adafactor", "lion", "muon"] = "adamw"
+    """adam: weight decay in the gradient. muon: the hidden layers' matrices by Muon, all else (embeddings, head, norms) by
+    AdamW."""
     learning_rate: float = Field(default=3e-4, gt=0)
+    """The peak. adafactor with `scale_parameter` multiplies it by each parameter's root mean square."""
     matrix_learning_rate: float = Field(default=0.02, gt=0)
     """Muon's."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Of lion (0.9, 0.99) is usual. adafactor takes the first as its momentum, 0 for none; its second moment's decay is
+    1 - k^-0.8 at step k."""
     eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
-    """Of matrices; gains, biases and embeddings are not decayed."""
+    weight_decay: float | Literal["lr^2"] = 0.1
+    """Of matrices; gains, biases and embeddings are not decayed. "lr^2", for adafactor: by the square of the rate (PaLM)."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
     """Muon's."""
+    factored: bool = True
+    """adafactor: rows' and columns' means instead of the whole second moment; PaLM keeps it whole."""
+    scale_parameter: bool = True
+    """adafactor: relative steps, that is times max(1e-3, RMS of the parameter)."""
+
+    @model_validator(mode="after")
+    def _decay_goes_with_the_optimizer(self) -> OptimizerConfig:
+        if self.weight_decay == "lr^2" and self.name != "adafactor":
+            raise ValueError(f'weight_decay "lr^2" goes with adafactor, found {self.name}')
+        if self.weight_decay != "lr^2" and self.weight_decay < 0:
+            raise ValueError(f"weight_decay: expected at least 0, found {self.weight_decay}")
+        return self
 
 
 NOT_HIDDEN = ("embedding", "position", "head", "score", "bias", "router")
@@ -44,25 +63,47 @@ def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 def make_optimizers(network: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """One optimizer, or two for muon. Each group remembers its peak rate as `peak`.
 
-    AdamW's rates follow muP where the model's initialisation is muP (`learning_rate_multipliers`).
+    Rates other than Muon's follow muP where the model's initialisation is muP (`learning_rate_multipliers`).
     """
     named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
     matrices = [p for n, p in named if _is_hidden_matrix(n, p)]
     others = [p for n, p in named if not _is_hidden_matrix(n, p)]
     made: list[torch.optim.Optimizer] = []
-    adam_groups = [{"params": others, "weight_decay": 0.0}]
+    decay = None if config.weight_decay == "lr^2" else config.weight_decay
+    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
     if config.name == "muon":
         dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
-        made.append(Muon(matrices, config.matrix_learning_rate, config.momentum, config.weight_decay, dtype))
+        made.append(Muon(matrices, config.matrix_learning_rate, config.momentum, decay or 0.0, dtype))
     else:
-        adam_groups.append({"params": matrices, "weight_decay": config.weight_decay})
-    groups = [part for group in adam_groups for part in _by_rate(group, network, config.learning_rate)]
-    if groups:
-        made.append(torch.optim.AdamW(groups, config.learning_rate, config.betas, config.eps, fused=True))
+        groups.append({"params": matrices, "weight_decay": decay})
+    parts = [part for group in groups for part in _by_rate(group, network, config.learning_rate)]
+    if parts:
+        made.append(MAKERS[config.name](parts, config))
     for optimizer in made:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return made
+
+
+def _adafactor(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    whole = {"momentum": config.betas[0], "factored": config.factored, "scale_parameter": config.scale_parameter}
+    return Adafactor(groups, config.learning_rate, **whole)
+
+
+def _adam(
+    groups: list[dict[str, Any]], config: OptimizerConfig, kind: type[torch.optim.Adam] = torch.optim.AdamW
+) -> torch.optim.Optimizer:
+    return kind(groups, config.learning_rate, config.betas, config.eps, fused=True)
+
+
+MAKERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], torch.optim.Optimizer]] = {
+    "adam": functools.partial(_adam, kind=torch.optim.Adam),
+    "adamw": _adam,
+    "muon": _adam,
+    "adafactor": _adafactor,
+    "lion": lambda groups, config: Lion(groups, config.learning_rate, config.betas),
+}
+"""What serves the parameters that Muon does not."""
 
 
 def _by_rate(group: dict[str, Any], network: nn.Module, learning_rate: float) -> list[dict[str, Any]]:

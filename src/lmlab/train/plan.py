@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from lmlab.model.config import ModelConfig, Parts
 from lmlab.train.fastest import can_compile, measure
+from lmlab.train.ramp import Batches, RampConfig
 
 
 class Shape(Parts):
@@ -24,10 +26,6 @@ class Shape(Parts):
     @model_validator(mode="after")
     def _possible(self) -> Shape:
         """What cannot be is refused when the recipe is read, not when the stage starts."""
-        if self.architecture == "encoder-decoder":
-            raise ValueError(
-                "pretraining predicts the next token and has no source text for an encoder-decoder's encoder"
-            )
         shape_of_width(self, self.d_model or LADDER[0], 4096)
         return self
 
@@ -58,36 +56,46 @@ def make_plan(
     precision: str,
     compile_wish: bool | None,
     tokens_per_parameter: float,
+    window: int | None = None,
+    lengths: tuple[float, float] | None = None,
+    ramp: RampConfig | None = None,
 ) -> dict[str, Any]:
     """Decide what the recipe leaves open. Reads the clock: call it through `Context.plan`.
 
     Width: the largest rung whose run of `minutes` still sees `tokens_per_parameter` tokens a parameter, at the training
-    speed measured on the rung itself.
+    speed measured on the rung itself. An objective makes a source and a target of `lengths` tokens out of a text's `window`
+    (default: the context's length, all of it target).
     """
-    length = given.context_length
+    context = given.context_length
+    length = window or context
+    source, target = lengths or (0.0, float(length))
     rows = max(1, batch_tokens // length)
-    probe_rows = min(rows, 16)
+    probe_rows = min(max(1, rows * length // context), 16)
     precisions = (precision,) if precision != "auto" else ("float32", "float32-onednn", "bfloat16")
     start = shape_of_width(given, given.d_model or 192, vocab_size)
-    table = measure(start, probe_rows, length, precisions)
+    table = measure(start, probe_rows, context, precisions)
     best = table[0]
     chosen, speed = start, best["tokens_per_second"]
     if minutes is not None and given.d_model is None:
-        flops = speed * start.flops_per_token(length)
+        flops = speed * start.flops_per_token(context)
         for width in LADDER:
             shape = shape_of_width(given, width, vocab_size)
-            expected = minutes * 60 * flops / shape.flops_per_token(length)
+            expected = minutes * 60 * flops / shape.flops(source, target, context) * length
             if width == LADDER[0] or expected >= tokens_per_parameter * shape.parameters()["total"]:
-                chosen, speed = shape, flops / shape.flops_per_token(length)
+                chosen, speed = shape, flops / shape.flops_per_token(context)
         if chosen != start:
-            speed = measure(chosen, probe_rows, length, (best["precision"],))[0]["tokens_per_second"]
+            speed = measure(chosen, probe_rows, context, (best["precision"],))[0]["tokens_per_second"]
+    # Measured in tokens of full rows; a window costs its source and its target.
+    speed *= length * chosen.flops_per_token(context) / chosen.flops(source, target, context)
     seconds = (minutes or 0) * 60
-    compiled = compile_wish if compile_wish is not None else can_compile() and seconds >= 90
+    fixed = ramp is None  # a compiled step is made anew for each size of batch
+    compiled = compile_wish if compile_wish is not None else fixed and can_compile() and seconds >= 90
     if steps is None:
         overhead = 25.0 if compiled else 0.0
         gain = 1.08 if compiled else 1.0
         usable = max(0.3 * seconds, 0.95 * seconds - overhead)
-        steps = max(10, math.floor(usable * speed * gain * 0.9 / (rows * length)))
+        steps = max(10, _steps_of(usable * speed * gain * 0.9, rows, length, ramp))
+    windows = Batches(rows, length, ramp).before(steps)
     return {
         "model": chosen.model_dump(mode="json"),
         "parameters": chosen.parameters(),
@@ -97,6 +105,13 @@ def make_plan(
         "steps": steps,
         "rows": rows,
         "length": length,
-        "tokens": steps * rows * length,
+        "tokens": windows * length,
+        "flops": windows * chosen.flops(source, target, context),
         "measured": table,
     }
+
+
+def _steps_of(tokens: float, rows: int, length: int, ramp: RampConfig | None) -> int:
+    """Steps that see about so many tokens, and no more."""
+    batches = Batches(rows, length, ramp)
+    return bisect.bisect_right(range(math.ceil(tokens)), tokens, key=batches.tokens_before) - 1

@@ -2,51 +2,59 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, model_validator
 
-from lmlab.config import Config
+from lmlab.config import Config, under
 from lmlab.corpus.baselines import Baseline
 from lmlab.corpus.baselines import measure as measure_baselines
 from lmlab.corpus.shards import Shard, write_shard
 from lmlab.corpus.store import documents
-from lmlab.errors import Failed
+from lmlab.errors import Failed, Refused, nearest
 from lmlab.generate.engine import Engine, Sampling
 from lmlab.generate.weights import Precision
 from lmlab.measure import ratio
 from lmlab.model.config import ModelConfig
 from lmlab.model.store import save_model
 from lmlab.model.transformer import Transformer
+from lmlab.objective.build import make_task, missing, problems, sentinels
+from lmlab.objective.example import Task, largest_text
 from lmlab.objective.language_model import LanguageModel
+from lmlab.objective.layout import Layout
+from lmlab.objective.settings import CausalLM, ObjectiveConfig
 from lmlab.progress import say
 from lmlab.run import Context, Input, StageKind, write_json
 from lmlab.text.tokenizer import Tokenizer
-from lmlab.train.data import PackedWindows
+from lmlab.train.data import ExampleWindows, PackedWindows
+from lmlab.train.heldout import Heldout
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.plan import Shape, make_plan
+from lmlab.train.published import PUBLISHED
+from lmlab.train.ramp import Batches, RampConfig
 from lmlab.train.schedule import ScheduleConfig
+from lmlab.train.stability import SpikeConfig
 from lmlab.train.trainer import TrainConfig, fit
 
 
 class PretrainOptimizer(OptimizerConfig):
     """As `OptimizerConfig`, with pretraining's own defaults, which stay where only some of them are set."""
 
-    name: Literal["adamw", "muon"] = "muon"
+    name: Literal["adam", "adamw", "adafactor", "lion", "muon"] = "muon"
     learning_rate: float = Field(default=1.6e-2, gt=0)
     matrix_learning_rate: float = Field(default=0.02, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float | Literal["lr^2"] = 0.0
 
 
 class PretrainSchedule(ScheduleConfig):
     """As `ScheduleConfig`, with pretraining's own defaults."""
 
-    name: Literal["constant", "linear", "cosine", "wsd"] = "wsd"
+    name: Literal["constant", "linear", "cosine", "inverse-sqrt", "wsd", "manual"] = "wsd"
     warmup: float = Field(default=10, ge=0)
     final: float = Field(default=0.0, ge=0, le=1)
     decay_fraction: float = Field(default=0.6, gt=0, le=1)
@@ -55,22 +63,40 @@ class PretrainSchedule(ScheduleConfig):
 class PretrainConfig(Config):
     """Settings of pretraining. With `minutes` the shape, steps and precision are sized to this machine."""
 
+    published: str | None = None
+    """The optimisation settings of a published model, where the recipe is silent: gpt3-175b, palm-540b, llama-7b, glm-130b and
+    others (docs/training.md)."""
     minutes: float | None = Field(default=4.0, gt=0)
     """The dial: minutes of training. What follows from it is printed and written to plan.json before the first step."""
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps, instead of what the minutes allow."""
     model: Shape = Shape()
+    objective: ObjectiveConfig = CausalLM()
+    """What is predicted from what: a name, or a mapping of `name` and settings; docs/objectives.md says what goes with
+    which architecture."""
     tokens_per_parameter: float = Field(default=2.0, gt=0)
     """How the dial trades width for steps. Compute-optimal training of large models takes about 20 (2203.15556); in a few
     minutes on a small corpus far fewer are best (measured, docs/lab-notes.md)."""
     batch_tokens: int = Field(default=2048, ge=1)
-    """Tokens an optimizer step."""
+    """Tokens an optimizer step; with `batch_ramp` of the full size."""
+    batch_ramp: RampConfig | None = None
+    """How the batch grows to its full size."""
     micro_batches: int = Field(default=1, ge=1)
     separate_documents: bool = True
     """Documents that share a window do not see each other."""
     optimizer: PretrainOptimizer = PretrainOptimizer()
     schedule: PretrainSchedule = PretrainSchedule()
     clip: float = Field(default=1.0, ge=0)
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of log^2 Z beside the loss, Z the softmax's normaliser (PaLM: 1e-4)."""
+    spikes: SpikeConfig = SpikeConfig()
+    embedding_gradient: float = Field(default=1.0, gt=0, le=1)
+    """The gradient that reaches the embedding from its lookups is multiplied by this (GLM-130B: 0.1)."""
+    ema: float | None = Field(default=None, ge=0, lt=1)
+    """Save the running mean of the weights with this decay as the model."""
+    layer_norms_every: int | None = Field(default=None, ge=1)
+    noise_scale_every: int | None = Field(default=None, ge=1)
+    """Log the gradients' norm by layer, and the gradient noise scale (at least 2 micro-batches), every so many steps."""
     precision: Literal["auto", "float32", "float32-onednn", "bfloat16"] = "auto"
     """auto: the fastest that a few measured steps find."""
     compile: bool | None = None
@@ -82,6 +108,33 @@ class PretrainConfig(Config):
     """Measure xz and the n-gram model on the same held-out bytes."""
     prompts: tuple[str, ...] = ("def ", "import ", "Return ", "The ")
     """Beginnings that the report shows continued."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, given: Any) -> Any:
+        """Fill in a published model's settings under those of the recipe."""
+        name = given.get("published") if isinstance(given, dict) else None
+        if name is None:
+            return given
+        if name not in PUBLISHED:
+            raise ValueError(f"published: no settings of '{name}'{nearest(str(name), PUBLISHED)}")
+        return under(PUBLISHED[name], given)
+
+    @model_validator(mode="after")
+    def _noise_needs_parts(self) -> PretrainConfig:
+        if self.noise_scale_every and self.micro_batches < 2:
+            raise ValueError(
+                "noise_scale_every needs micro_batches of at least 2: the noise is told from their differences"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _carried(self) -> PretrainConfig:
+        """What the architecture cannot carry is refused when the recipe is read."""
+        found = list(problems(self.objective, self.model.architecture, self.model.position, self.model.context_length))
+        if found:
+            raise ValueError("; ".join(found))
+        return self
 
 
 def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> tuple[Shard, Shard, list[int]]:
@@ -100,19 +153,6 @@ def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> tuple[Shard
     return shards[0], shards[1], sizes
 
 
-def document_bits(model: Transformer, tokenizer: Tokenizer, heldout: Shard, precision: Precision) -> list[float]:
-    """Bits of each held-out document, -log2 P summed over its tokens. Over its bytes they are comparable between models
-    of different tokenizers.
-
-    Windows slide by half a context, so that every token but a document's first ones has at least half a context before
-    it.
-    """
-    engine = Engine(model, tokenizer, precision=precision)
-    length = model.config.context_length
-    nats = engine.score_documents([heldout.document(i) for i in range(len(heldout))], window=length, stride=length // 2)
-    return [each / math.log(2) for each in nats]
-
-
 def _once(path: Path, make: Any) -> Any:
     """A number that is dear: computed once, written down, read back after a kill."""
     if not path.exists():
@@ -124,7 +164,16 @@ def run(context: Context) -> Mapping[str, Any]:
     """Train and measure. Leaves model/, results.json, plan.json, metrics.jsonl and checkpoints/."""
     config: PretrainConfig = context.config
     corpus, tokenizer = context.inputs["corpus"], Tokenizer.load(context.inputs["tokenizer"])
+    lacking = missing(
+        config.objective, config.model.architecture, config.model.context_length, len(sentinels(tokenizer))
+    )
+    if lacking:
+        raise Refused(f"{context.name}: {lacking}")
     train, heldout, sizes = prepare(context, tokenizer, corpus)
+    task = make_task(config.objective, tokenizer)
+    layout = make_layout(config, task, tokenizer)
+    packed = isinstance(config.objective, CausalLM)
+    window = layout.room if packed else largest_text(task, config.model.context_length, layout.has_encoder)
     plan = context.plan(
         lambda: make_plan(
             config.model,
@@ -135,6 +184,9 @@ def run(context: Context) -> Mapping[str, Any]:
             precision=config.precision,
             compile_wish=config.compile,
             tokens_per_parameter=config.tokens_per_parameter,
+            window=window,
+            lengths=task.lengths(window),
+            ramp=config.batch_ramp,
         )
     )
     shape = ModelConfig.model_validate(plan["model"])
@@ -142,29 +194,42 @@ def run(context: Context) -> Mapping[str, Any]:
     model = Transformer(shape).initialise(context.seed)
     model.kernel = plan["kernel"]
     precision: Precision = "bfloat16" if plan["precision"] == "bfloat16" else "float32"
-    measure = functools.partial(document_bits, model, tokenizer, heldout, precision)
-    before = _once(context.out / "before.json", lambda: ratio(measure(), sizes).to_json())
+    texts = Heldout(heldout, tokenizer, corpus, sizes, shape.context_length)
+    measured = (model, task, layout, precision)
+    before = _once(context.out / "before.json", lambda: ratio(texts.after(*measured), sizes).to_json())
     base = _baselines(context.out / "baselines.json", corpus) if config.baselines else {}
     settings = TrainConfig(
         steps=plan["steps"],
         optimizer=config.optimizer,
         schedule=config.schedule,
         clip=config.clip,
+        spikes=config.spikes,
+        embedding_gradient=config.embedding_gradient,
+        ema=config.ema,
+        layer_norms_every=config.layer_norms_every,
+        noise_scale_every=config.noise_scale_every,
         precision=plan["precision"],
         compile=plan["compile"],
         checkpoint_seconds=config.checkpoint_seconds,
         checkpoint_steps=config.checkpoint_steps,
         keep=config.keep,
     )
-    source = PackedWindows(
-        train, plan["length"], plan["rows"], config.micro_batches, context.seed, config.separate_documents
-    )
-    last = fit(model, LanguageModel(), source, settings, context, tokens=lambda batch: batch.tokens_BT.numel())
+    separate = config.separate_documents
+    batches = Batches(plan["rows"], plan["length"], config.batch_ramp)
+    cut = (plan["length"], batches, config.micro_batches, context.seed, separate)
+    source = PackedWindows(train, *cut) if packed else ExampleWindows(train, task, _tight(layout, task, window), *cut)
+    objective = LanguageModel(z_loss=config.z_loss)
+    last = fit(model, objective, source, settings, context, tokens=lambda batch: batch.size, batches=batches)
     model.kernel = "auto"
-    bits = measure()
+    bits = texts.after(*measured)
     after = ratio(bits, sizes)
+    scores = {
+        "before": before,
+        "after": after.to_json(),
+        "continuation": texts.continuation(texts.continuation_bits(*measured)).to_json(),
+        **{name: each.score.to_json() for name, each in base.items()},
+    }
     save_model(context.out / "model", model, tokenizer)
-    scores = {"before": before, "after": after.to_json(), **{name: each.score.to_json() for name, each in base.items()}}
     if base:
         scores["excess"] = {name: each.excess(bits).to_json() for name, each in base.items()}
     write_json(
@@ -174,11 +239,12 @@ def run(context: Context) -> Mapping[str, Any]:
             "parameters": shape.parameters()["total"],
             "tokens": plan["tokens"],
             "epochs": plan["tokens"] / len(train.tokens),
-            "flops": plan["tokens"] * shape.flops_per_token(plan["length"]),
+            "flops": plan["flops"],
+            "objective": config.objective.model_dump(mode="json"),
             "heldout_bytes": sum(sizes),
             # What was timed stays in plan.json: results are part of a stage's identity, and two lives of equal weights are one.
             "plan": {key: value for key, value in plan.items() if key != "measured"},
-            "samples": continuations(model, tokenizer, config.prompts),
+            "samples": continuations(model, tokenizer, config.prompts, task, layout),
         },
     )
     return {"bits_per_byte": after.value, "parameters": shape.parameters()["total"], "loss": last.get("loss")}
@@ -192,13 +258,44 @@ def _baselines(path: Path, corpus: Path) -> dict[str, Baseline]:
     return {name: Baseline.from_json(row) for name, row in _once(path, make).items()}
 
 
-def continuations(model: Transformer, tokenizer: Tokenizer, prompts: tuple[str, ...]) -> list[dict[str, str]]:
-    """What the model writes after each beginning, sampled at temperature 0.7 with fixed seeds."""
+def continuations(
+    model: Transformer, tokenizer: Tokenizer, prompts: tuple[str, ...], task: Task, layout: Layout
+) -> list[dict[str, str]]:
+    """What the model writes after each beginning, asked as it was trained, at temperature 0.7 with fixed seeds."""
     engine = Engine(model, tokenizer)
     room = min(64, model.config.context_length // 2)
-    sampling = [Sampling(max_new_tokens=room, temperature=0.7, seed=index) for index in range(len(prompts))]
-    ids = [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in prompts]
-    return [{"prompt": p, "text": c.text} for p, c in zip(prompts, engine.generate(ids, sampling), strict=True)]
+    asked, sampling = [], []
+    for index, prompt in enumerate(prompts):
+        beginning = np.array([tokenizer.eos_id, *tokenizer.encode(prompt)])
+        example = task.continuation(beginning, beginning[:0])
+        source, start = example.source.tolist(), example.target.tolist()
+        asked.append(source if layout.has_encoder else source + start)
+        starts = (layout.start_id, *start) if layout.has_encoder else None
+        sampling.append(Sampling(max_new_tokens=room, temperature=0.7, seed=index, decoder_start_ids=starts))
+    return [{"prompt": p, "text": c.text} for p, c in zip(prompts, engine.generate(asked, sampling), strict=True)]
+
+
+def make_layout(config: PretrainConfig, task: Task, tokenizer: Tokenizer) -> Layout:
+    """How the stage's architecture is given an example."""
+    context, architecture = config.model.context_length, config.model.architecture
+    if architecture != "encoder-decoder":
+        return Layout(architecture, context, 0, tokenizer.pad_id, tokenizer.pad_id)
+    return Layout(architecture, context, context, tokenizer.pad_id, tokenizer.pad_id)
+
+
+def _tight(layout: Layout, task: Task, window: int) -> Layout:
+    """With an encoder, a decoder's rows as long as the targets of a window, rounded up to 16: no more is trained on."""
+    if not layout.has_encoder:
+        return layout
+    return dataclasses.replace(layout, room=min(layout.room, -(-task.capacity(window)[1] // 16) * 16))
+
+
+def _check(config: PretrainConfig, fillers: Mapping[str, Any]) -> str | None:
+    """Whether the tokenizer that the recipe trains will have what the objective needs."""
+    made = fillers.get("tokenizer")
+    if made is None:
+        return None
+    return missing(config.objective, config.model.architecture, config.model.context_length, made.sentinels)
 
 
 def describe(plan: dict[str, Any], shape: ModelConfig, training_tokens: int) -> None:
@@ -215,4 +312,5 @@ STAGE = StageKind(
     config=PretrainConfig,
     run=run,
     inputs=(Input("corpus", ("corpus",)), Input("tokenizer", ("tokenizer",))),
+    check=_check,
 )

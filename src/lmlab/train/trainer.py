@@ -7,24 +7,30 @@ so that accumulation, packing and layout cannot change what is learnt.
 
 from __future__ import annotations
 
-import contextlib
+import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from lmlab.config import Config
 from lmlab.errors import Failed
-from lmlab.progress import bar
-from lmlab.run import Context
+from lmlab.progress import bar, say
+from lmlab.run import Context, write_json
 from lmlab.train import checkpoint
+from lmlab.train.average import Average
+from lmlab.train.measures import NoiseScale, layer_norms
 from lmlab.train.optimizer import OptimizerConfig, clip, make_optimizers, set_rate
+from lmlab.train.ramp import Batches
 from lmlab.train.schedule import ScheduleConfig, rate
+from lmlab.train.stability import Detector, Journal, SpikeConfig
+from lmlab.train.step import Objective, Source, accumulate, make_forward, matrix_library
 
 
 class TrainConfig(Config):
@@ -41,108 +47,21 @@ class TrainConfig(Config):
     through oneDNN, the faster library on some processors."""
     compile: bool = False
     """Compile the step with torch.compile (needs a C++ compiler; shapes must not change)."""
+    spikes: SpikeConfig = SpikeConfig()
+    embedding_gradient: float = Field(default=1.0, gt=0, le=1)
+    """The gradient that reaches the embedding from its lookups is multiplied by this (GLM-130B: 0.1, 2210.02414)."""
+    ema: float | None = Field(default=None, ge=0, lt=1)
+    """Save the running mean of the weights with this decay as the model, instead of the last weights."""
+    layer_norms_every: int | None = Field(default=None, ge=1)
+    """Log the gradients' norm by layer every so many steps."""
+    noise_scale_every: int | None = Field(default=None, ge=1)
+    """Log the gradient noise scale every so many steps; it needs at least two micro-batches, and keeps two copies of the
+    gradients while it is measured."""
     checkpoint_seconds: float = Field(default=60, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Also every so many steps."""
     keep: int = Field(default=2, ge=1)
-    """Checkpoints kept, the newest."""
-
-
-class Objective(Protocol):
-    """See `lmlab.objective`. `report(output, batch) -> {name: (sum, count)}` is optional."""
-
-    weights: dict[str, float]
-
-    def count(self, batch: Any) -> dict[str, int]: ...
-    def inputs(self, batch: Any) -> dict[str, Any]: ...
-    def loss(self, output: Any, batch: Any) -> dict[str, Tensor]: ...
-
-
-Source = Callable[[int], list[Any]]
-"""Micro-batches of an optimizer step, a pure function of the step. May have `boundary(step) -> bool` (whether a
-checkpoint may be taken before this step) and `state() / restore(state)` (plain values kept with a checkpoint)."""
-
-
-def autocast(name: str, device: str = "cpu") -> torch.autocast:
-    """bfloat16 matrix products in the block, for that precision; for the others nothing changes."""
-    return torch.autocast(device, torch.bfloat16, enabled=name == "bfloat16")
-
-
-@contextlib.contextmanager
-def matrix_library(name: str) -> Iterator[None]:
-    """float32 matrix products of the block through oneDNN ("medium" to torch) for the precision float32-onednn."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if name == "float32-onednn" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def accumulate(
-    forward: Callable[[Any], tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]],
-    objective: Objective,
-    batches: list[Any],
-    precision_name: str,
-) -> dict[str, float]:
-    """Backward of one optimizer step's micro-batches. Returns the terms' means and the reported numbers.
-
-    A network's auxiliary losses (the balance of experts) are statistics of a micro-batch, not sums over it: they are
-    averaged over the micro-batches, so cutting a step differently does change them.
-    """
-    counts: dict[str, int] = {}
-    for batch in batches:
-        for term, n in objective.count(batch).items():
-            counts[term] = counts.get(term, 0) + n
-    means = dict.fromkeys(counts, 0.0)
-    reported: dict[str, list[float]] = {}
-    averaged: dict[str, float] = {}
-    for batch in batches:
-        with autocast(precision_name):
-            sums, extra, auxiliary = forward(batch)
-        terms = {term: total / counts[term] for term, total in sums.items() if counts[term]}
-        total = sum(objective.weights[term] * value for term, value in terms.items())
-        if PENALTY in auxiliary:
-            total = total + auxiliary[PENALTY] / len(batches)
-        if isinstance(total, Tensor):
-            total.backward()
-        for term, value in terms.items():
-            means[term] += float(value.detach())
-        for name, (top, bottom) in extra.items():
-            pair = reported.setdefault(name, [0.0, 0.0])
-            pair[0] += float(top)
-            pair[1] += float(bottom)
-        for name, value in auxiliary.items():
-            averaged[name] = averaged.get(name, 0.0) + float(value.detach()) / len(batches)
-    loss = averaged.pop(PENALTY, 0.0) + sum(objective.weights[term] * value for term, value in means.items())
-    ratios = {name: top / max(bottom, 1e-12) for name, (top, bottom) in reported.items()}
-    return {"loss": loss, **means, **averaged, **ratios}
-
-
-PENALTY = "penalty"
-
-
-def auxiliary_of(output: Any) -> dict[str, Tensor]:
-    """Of a model with experts: its weighted auxiliary losses (`penalty`), and `balance`, `router_z` and `largest_load`
-    (the largest share of a layer's assignments that one expert has) for the log. Else nothing."""
-    penalty = getattr(output, "penalty", None)
-    if penalty is None:
-        return {}
-    found = {name: output.auxiliary[name] for name in ("balance", "router_z")}
-    return {PENALTY: penalty, **found, "largest_load": output.auxiliary["expert_load"].max()}
-
-
-def make_forward(network: nn.Module, objective: Objective, compiled: bool) -> Callable[[Any], Any]:
-    """batch -> (sums of the terms, reported numbers, auxiliary statistics): the network, then the objective, as one
-    function to compile."""
-    report = getattr(objective, "report", None)
-
-    def forward(batch: Any) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-        output = network(**objective.inputs(batch))
-        extra = report(output, batch) if report else {}
-        return objective.loss(output, batch), extra, auxiliary_of(output)
-
-    return torch.compile(forward, dynamic=False) if compiled else forward
+    """Checkpoints kept, the newest. Spike policies that go back keep those that they may need."""
 
 
 def fit(
@@ -155,68 +74,229 @@ def fit(
     tokens: Callable[[Any], int] | None = None,
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
     folder: Path | None = None,
+    batches: Batches | None = None,
 ) -> dict[str, float]:
     """Train for `config.steps` steps, from the newest good checkpoint if there is one. Returns the last step's metrics.
 
     Dropout and whatever else draws from torch's generator is seeded by (seed, step), so a resumed run draws what an
-    uninterrupted one would. Raises Failed when the loss is not a number, before the weights are touched.
+    uninterrupted one would. `batches` tells how batches grow, for schedules that count tokens. Raises Failed when the loss
+    is not a number and no policy deals with it, before the weights are touched; what made it is written to bad-batch files.
     """
-    folder = folder or context.out / "checkpoints"
-    optimizers = make_optimizers(network, config.optimizer)
-    state = checkpoint.restore(folder, network, optimizers)
-    start = int(state["step"]) if state else 0
-    if state and hasattr(source, "restore"):
-        source.restore(state.get("source"))  # type: ignore[attr-defined]
-    context.metrics.rewind(start)
-    metrics: dict[str, float] = dict(state.get("metrics", {})) if state else {}
-    forward = make_forward(network, objective, config.compile)
-    trained = [p for p in network.parameters() if p.requires_grad]
-    saved = time.monotonic()
+    run = _Run(network, objective, source, config, context, tokens, folder or context.out / "checkpoints", batches)
+    try:
+        return run.through(on_step)
+    finally:
+        run.close()
 
-    def save(step: int) -> None:
-        extra = source.state() if hasattr(source, "state") else None  # type: ignore[attr-defined]
-        checkpoint.save(folder, step, network, optimizers, {"metrics": metrics, "source": extra}, config.keep)
-        context.tick()
 
-    network.train()
-    with matrix_library(config.precision), bar(context.name, config.steps, start) as advance:
-        for step in range(start, config.steps):
-            begun = time.monotonic()
-            torch.manual_seed((context.seed << 32) + step)
-            if step > start and _due(source, config, step, saved):
-                save(step)
-                saved = time.monotonic()
-            batches = source(step)
-            network.train()
-            metrics = accumulate(forward, objective, batches, config.precision)
-            if not math.isfinite(metrics["loss"]):
-                raise Failed(f"{context.name}: the loss is {metrics['loss']} at step {step}; the weights are untouched")
-            metrics["grad_norm"] = clip(trained, config.clip)
-            if not math.isfinite(metrics["grad_norm"]):
-                raise Failed(f"{context.name}: the gradient is not finite at step {step}; the weights are untouched")
-            metrics["lr"] = set_rate(optimizers, rate(config.schedule, step, config.steps))
-            for optimizer in optimizers:
+class _Run:
+    """What a training run holds between its steps."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        source: Source,
+        config: TrainConfig,
+        context: Context,
+        tokens: Callable[[Any], int] | None,
+        folder: Path,
+        batches: Batches | None,
+    ) -> None:
+        self.network, self.objective, self.source = network, objective, source
+        self.config, self.context, self.tokens, self.folder, self.batches = config, context, tokens, folder, batches
+        self.optimizers = make_optimizers(network, config.optimizer)
+        self.forward = make_forward(network, objective, config.compile)
+        self.trained = [p for p in network.parameters() if p.requires_grad]
+        self.average = Average(network, config.ema) if config.ema is not None else None
+        self.detector, self.journal = Detector(config.spikes), Journal()
+        self.noise = NoiseScale(self.trained) if config.noise_scale_every else None
+        self.metrics: dict[str, float] = {}
+        self.saved = time.monotonic()
+        self.hooks = _shrink_embedding_gradient(network, config.embedding_gradient)
+
+    def through(self, on_step: Callable[[int, Mapping[str, float]], None] | None) -> dict[str, float]:
+        """All steps that are left."""
+        context, config = self.context, self.config
+        step = start = self.restore()
+        if start == 0 and self._goes_back and config.steps:
+            self.save(0)
+        with matrix_library(config.precision), bar(context.name, config.steps, start) as advance:
+            while step < config.steps:
+                if step > start and self.due(step):
+                    self.save(step)
+                torch.manual_seed((context.seed << 32) + step)
+                back = self.step(step)
+                if back is not None:
+                    advance(back - step, f"back to step {back}")
+                    step = start = back
+                    continue
+                context.metrics.log(step, self.metrics)
+                advance(1, f"loss {self.metrics.get('loss', math.nan):.3f}")
+                if on_step is not None:
+                    on_step(step, self.metrics)
+                step += 1
+        if config.steps > start:
+            self.save(config.steps)
+        if self.average is not None:
+            self.average.put()
+        self.network.eval()
+        return self.metrics
+
+    def close(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    @property
+    def _goes_back(self) -> bool:
+        return self.config.spikes.policy in ("rewind", "lower")
+
+    @property
+    def _journal_file(self) -> Path:
+        return self.folder.parent / "interventions.json"
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def restore(self) -> int:
+        """Load the newest good checkpoint that no intervention went back behind; the step that follows it, 0 for none."""
+        if self._journal_file.exists():
+            self.journal = Journal(json.loads(self._journal_file.read_text(encoding="utf-8")))
+        more = {} if self.average is None else {"average": self.average.restore}
+        state = checkpoint.restore(self.folder, self.network, self.optimizers, more, lambda s: not self._outdated(s))
+        step = int(state["step"]) if state else 0
+        for path in checkpoint.listed(self.folder):
+            if checkpoint.step_of(path) > step and self.journal.entries:
+                shutil.rmtree(path)  # of a past that was taken back
+        if state and hasattr(self.source, "restore"):
+            self.source.restore(state.get("source"))  # type: ignore[attr-defined]
+        self.metrics = dict(state.get("metrics", {})) if state else {}
+        self.detector.restore(state.get("detector") if state else None)
+        self.context.metrics.rewind(step)
+        return step
+
+    def _outdated(self, state: Mapping[str, Any]) -> bool:
+        return self.journal.outdated(int(state["step"]), int(state.get("interventions", 0)))
+
+    def save(self, step: int) -> None:
+        extra = self.source.state() if hasattr(self.source, "state") else None  # type: ignore[attr-defined]
+        state = {
+            "metrics": self.metrics,
+            "source": extra,
+            "detector": self.detector.state(),
+            "interventions": len(self.journal.entries),
+        }
+        more = {} if self.average is None else {"average": self.average.state()}
+        back = step - self.config.spikes.back if self._goes_back else None
+        checkpoint.save(self.folder, step, self.network, self.optimizers, state, self.config.keep, more, back)
+        self.context.tick()
+        self.saved = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """May a checkpoint be taken before this step, and is it time?"""
+        boundary = getattr(self.source, "boundary", None)
+        if boundary is not None and not boundary(step):
+            return False
+        config = self.config
+        every = config.checkpoint_steps or (max(1, config.spikes.back // 2) if self._goes_back else None)
+        return bool(every and step % every == 0) or time.monotonic() - self.saved >= config.checkpoint_seconds
+
+    # --- one step ----------------------------------------------------------------------------------------------------
+
+    def step(self, step: int) -> int | None:
+        """Take one optimizer step; its numbers are in `metrics`. Returns the step to go back to, or None."""
+        begun = time.monotonic()
+        batches = self.source(self.journal.data_step(step))
+        self.network.train()
+        measured = self.noise if self.noise and step % (self.config.noise_scale_every or 1) == 0 else None
+        metrics = accumulate(
+            self.forward, self.objective, batches, self.config.precision, measured.begin() if measured else None
+        )
+        if self.config.layer_norms_every and step % self.config.layer_norms_every == 0:
+            metrics |= layer_norms(self.network)
+        if measured is not None:
+            metrics |= measured.end([sum(self.objective.count(batch).values()) for batch in batches])
+        metrics["grad_norm"] = clip(self.trained, self.config.clip)
+        reason = self._spike(step, metrics)
+        if reason is not None:
+            self._clear()
+            back = self._intervene(step, reason, batches, _finite(metrics))
+            if back is not None:
+                return back
+            metrics["skipped"] = 1
+        metrics["lr"] = set_rate(self.optimizers, self._rate(step))
+        if reason is None:
+            for optimizer in self.optimizers:
                 optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            seconds = time.monotonic() - begun
-            if tokens is not None:
-                metrics["tokens"] = sum(tokens(batch) for batch in batches)
-                metrics["tokens_per_second"] = metrics["tokens"] / seconds
-            metrics["seconds"] = round(context.seconds, 3)
-            context.metrics.log(step, metrics)
-            advance(1, f"loss {metrics['loss']:.3f}")
-            if on_step is not None:
-                on_step(step, metrics)
-    if config.steps > start:
-        save(config.steps)
-    network.eval()
-    return metrics
+            if self.average is not None:
+                self.average.update()
+        self._clear()
+        if self.tokens is not None:
+            metrics["tokens"] = sum(self.tokens(batch) for batch in batches)
+            metrics["tokens_per_second"] = metrics["tokens"] / (time.monotonic() - begun)
+        metrics["seconds"] = round(self.context.seconds, 3)
+        self.metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        return None
+
+    def _clear(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _rate(self, step: int) -> float:
+        """Fraction of the peak: the schedule's, times the answer to the batch's size, times what interventions lowered."""
+        schedule, batches = self.config.schedule, self.batches
+        factor = self.journal.factor(step) * (batches.share(step) if batches else 1.0)
+        if schedule.unit == "steps":
+            return rate(schedule, step, self.config.steps) * factor
+        if batches is None:
+            raise Failed(f"{self.context.name}: this stage's schedule cannot count tokens: set schedule.unit to steps")
+        done, following = batches.tokens_before(step), batches.tokens_before(step + 1)
+        return rate(schedule, done, batches.tokens_before(self.config.steps), following - done) * factor
+
+    # --- spikes ------------------------------------------------------------------------------------------------------
+
+    def _spike(self, step: int, metrics: dict[str, float]) -> str | None:
+        """Why something must be done about this step, or None. Every spike is marked in the log, acted on or not."""
+        found = self.detector.reason(metrics["loss"], metrics["grad_norm"])
+        if found is None:
+            return None
+        metrics["spike"] = 1
+        if not _finite(metrics) or self.config.spikes.policy == "skip":
+            return found
+        enough = self.detector.in_a_row >= self.config.spikes.patience and not self.journal.answered(step)
+        return found if self._goes_back and enough else None
+
+    def _intervene(self, step: int, reason: str, batches: list[Any], finite: bool) -> int | None:
+        """Do what the policy says about a spike at `step`. Returns the step to go back to, or None to leave this one out."""
+        spikes, where = self.config.spikes, f"{self.context.name}: {reason} at step {step}"
+        if not finite:
+            place = checkpoint.write_batches(self.context.out / f"bad-batch-{step:08d}.safetensors", batches)
+            where += f" (its batch is in {place})"
+        if spikes.policy == "none":
+            raise Failed(f"{where}; the weights are untouched")
+        if len(self.journal.entries) >= spikes.most:
+            raise Failed(
+                f"{where}, after {spikes.most} interventions (spikes.most): something else is wrong; they are listed in "
+                f"{self._journal_file}"
+            )
+        target = self._checkpoint_before(step - spikes.back) if self._goes_back else step
+        entry = self.journal.add(step, target, reason, spikes)
+        write_json(self._journal_file, self.journal.entries)
+        say(f"{where}: {entry['policy']}" + (f", back to step {target}" if self._goes_back else " this step"))
+        return self.restore() if self._goes_back else None
+
+    def _checkpoint_before(self, step: int) -> int:
+        """The newest good checkpoint at or before a step, else the oldest there is."""
+        steps = [checkpoint.step_of(path) for path in checkpoint.listed(self.folder) if checkpoint.good(path)]
+        return max((each for each in steps if each <= step), default=min(steps, default=0))
 
 
-def _due(source: Source, config: TrainConfig, step: int, saved: float) -> bool:
-    boundary = getattr(source, "boundary", None)
-    if boundary is not None and not boundary(step):
-        return False
-    if config.checkpoint_steps and step % config.checkpoint_steps == 0:
-        return True
-    return time.monotonic() - saved >= config.checkpoint_seconds
+def _finite(metrics: Mapping[str, float]) -> bool:
+    return math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
+
+
+def _shrink_embedding_gradient(network: nn.Module, factor: float) -> list[Any]:
+    """x <- a x + (1 - a) x.detach() behind every embedding of tokens: the same values, a times the gradient. The hooks."""
+    if factor == 1.0:
+        return []
+    tables = [module for name, module in network.named_modules() if name.split(".")[-1] == "embedding"]
+    return [table.register_forward_hook(lambda _, __, x: factor * x + (1 - factor) * x.detach()) for table in tables]

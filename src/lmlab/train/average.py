@@ -1,0 +1,39 @@
+"""A running mean of the weights beside training (EMA): what is saved as the model where a recipe asks for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """m <- d m + (1 - d) w after every step, of the trained parameters; the first steps' d is smaller, (1 + n) / (10 + n),
+    so that the random beginning is soon forgotten.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.named: dict[str, Tensor] = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.mean = {name: p.detach().clone() for name, p in self.named.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        means = [self.mean[name] for name in self.named]
+        torch._foreach_lerp_(means, list(self.named.values()), 1 - keep)
+
+    @torch.no_grad()
+    def put(self) -> None:
+        """The network holds the mean from here on."""
+        for name, parameter in self.named.items():
+            parameter.copy_(self.mean[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """To be kept with a checkpoint; `restore` takes it back."""
+        return {**self.mean, "#steps": torch.tensor(self.steps)}
+
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        self.steps = int(saved["#steps"])
+        for name, mean in self.mean.items():
+            mean.copy_(saved[name])

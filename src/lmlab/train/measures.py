@@ -1,0 +1,70 @@
+"""Numbers about gradients for the log: their norm by layer, and the noise between micro-batches."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def layer_of(name: str) -> str:
+    """The part of the network that a parameter belongs to: a block by its number, else the first part of the name."""
+    found = re.match(r"(.*?\bblocks\.\d+)\.", name)
+    return found[1] if found else name.split(".", maxsplit=1)[0]
+
+
+def layer_norms(network: nn.Module) -> dict[str, float]:
+    """{`grad_norm/LAYER`: norm of its gradients}, before clipping. An embedding's that is far above the others' is the
+    early sign of a collapse (GLM-130B, 2210.02414)."""
+    squares: dict[str, float] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            layer = layer_of(name)
+            squares[layer] = squares.get(layer, 0.0) + float(parameter.grad.float().square().sum())
+    return {f"grad_norm/{layer}": math.sqrt(square) for layer, square in squares.items()}
+
+
+class NoiseScale:
+    """The simple noise scale B = tr(S) / |G|^2, about the largest batch (in whatever `sizes` count) that still saves steps
+    (McCandlish et al. 2018, 1812.06162, appendix A.1): unbiased from the squared norms of micro-batches' gradients and of
+    the step's. Both are averaged over steps before they are divided, because the ratio of noisy numbers is biased.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], keep: float = 0.9) -> None:
+        self.parameters, self.keep = parameters, keep
+        self._before: list[Tensor] = []
+        self._squares: list[float] = []
+        self.trace = self.square = 0.0
+
+    def begin(self) -> Callable[[], None]:
+        """Before a step whose noise is measured; the function that it returns is to be called after each micro-batch."""
+        self._before = [torch.zeros_like(p) for p in self.parameters]
+        self._squares = []
+        return self._after
+
+    @torch.no_grad()
+    def _after(self) -> None:
+        now = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.parameters]
+        self._squares.append(sum(float((a - b).float().square().sum()) for a, b in zip(now, self._before)))
+        self._before = now
+
+    def end(self, sizes: list[int]) -> dict[str, float]:
+        """{noise_scale} after the step's last micro-batch; {} where it cannot be told (one micro-batch, or no signal).
+
+        `sizes` are the micro-batches' counts; their gradients were divided by the count of the whole step.
+        """
+        whole = sum(sizes)
+        if len(sizes) < 2 or not whole:
+            return {}
+        big = sum(float(each.float().square().sum()) for each in self._before)
+        small = [square * (whole / n) ** 2 for square, n in zip(self._squares, sizes) if n]
+        inverse = sum(1 / n for n in sizes if n) / len(small)
+        mean_small = sum(small) / len(small)
+        trace = (mean_small - big) / (inverse - 1 / whole)
+        square = big - trace / whole
+        self.trace = self.keep * self.trace + (1 - self.keep) * trace
+        self.square = self.keep * self.square + (1 - self.keep) * square
+        return {"noise_scale": self.trace / self.square} if self.square > 0 and self.trace > 0 else {}

@@ -1,0 +1,111 @@
+"""One optimizer step's forward and backward: what the objectives promise, and how micro-batches become one gradient."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Objective(Protocol):
+    """See `lmlab.objective`. `report(output, batch) -> {name: (sum, count)}` is optional."""
+
+    weights: dict[str, float]
+
+    def count(self, batch: Any) -> dict[str, int]: ...
+    def inputs(self, batch: Any) -> dict[str, Any]: ...
+    def loss(self, output: Any, batch: Any) -> dict[str, Tensor]: ...
+
+
+Source = Callable[[int], list[Any]]
+"""Micro-batches of an optimizer step, a pure function of the step. May have `boundary(step) -> bool` (whether a
+checkpoint may be taken before this step) and `state() / restore(state)` (plain values kept with a checkpoint)."""
+
+
+def autocast(name: str, device: str = "cpu") -> torch.autocast:
+    """bfloat16 matrix products in the block, for that precision; for the others nothing changes."""
+    return torch.autocast(device, torch.bfloat16, enabled=name == "bfloat16")
+
+
+@contextlib.contextmanager
+def matrix_library(name: str) -> Iterator[None]:
+    """float32 matrix products of the block through oneDNN ("medium" to torch) for the precision float32-onednn."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if name == "float32-onednn" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def accumulate(
+    forward: Callable[[Any], tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]],
+    objective: Objective,
+    batches: list[Any],
+    precision_name: str,
+    after_each: Callable[[], None] | None = None,
+) -> dict[str, float]:
+    """Backward of one optimizer step's micro-batches. Returns the terms' means and the reported numbers.
+    `after_each` is called after each micro-batch's backward.
+
+    A network's auxiliary losses (the balance of experts) are statistics of a micro-batch, not sums over it: they are
+    averaged over the micro-batches, so cutting a step differently does change them.
+    """
+    counts: dict[str, int] = {}
+    for batch in batches:
+        for term, n in objective.count(batch).items():
+            counts[term] = counts.get(term, 0) + n
+    means = dict.fromkeys(counts, 0.0)
+    reported: dict[str, list[float]] = {}
+    averaged: dict[str, float] = {}
+    for batch in batches:
+        with autocast(precision_name):
+            sums, extra, auxiliary = forward(batch)
+        terms = {term: total / counts[term] for term, total in sums.items() if counts[term]}
+        total = sum(objective.weights[term] * value for term, value in terms.items())
+        if PENALTY in auxiliary:
+            total = total + auxiliary[PENALTY] / len(batches)
+        if isinstance(total, Tensor):
+            total.backward()
+        if after_each is not None:
+            after_each()
+        for term, value in terms.items():
+            means[term] += float(value.detach())
+        for name, (top, bottom) in extra.items():
+            pair = reported.setdefault(name, [0.0, 0.0])
+            pair[0] += float(top)
+            pair[1] += float(bottom)
+        for name, value in auxiliary.items():
+            averaged[name] = averaged.get(name, 0.0) + float(value.detach()) / len(batches)
+    loss = averaged.pop(PENALTY, 0.0) + sum(objective.weights[term] * value for term, value in means.items())
+    ratios = {name: top / max(bottom, 1e-12) for name, (top, bottom) in reported.items()}
+    return {"loss": loss, **means, **averaged, **ratios}
+
+
+PENALTY = "penalty"
+
+
+def auxiliary_of(output: Any) -> dict[str, Tensor]:
+    """Of a model with experts: its weighted auxiliary losses (`penalty`), and `balance`, `router_z` and `largest_load`
+    (the largest share of a layer's assignments that one expert has) for the log. Else nothing."""
+    penalty = getattr(output, "penalty", None)
+    if penalty is None:
+        return {}
+    found = {name: output.auxiliary[name] for name in ("balance", "router_z")}
+    return {PENALTY: penalty, **found, "largest_load": output.auxiliary["expert_load"].max()}
+
+
+def make_forward(network: nn.Module, objective: Objective, compiled: bool) -> Callable[[Any], Any]:
+    """batch -> (sums of the terms, reported numbers, auxiliary statistics): the network, then the objective, as one
+    function to compile."""
+    report = getattr(objective, "report", None)
+
+    def forward(batch: Any) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+        output = network(**objective.inputs(batch))
+        extra = report(output, batch) if report else {}
+        return objective.loss(output, batch), extra, auxiliary_of(output)
+
+    return torch.compile(forward, dynamic=False) if compiled else forward

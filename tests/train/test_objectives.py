@@ -1,0 +1,117 @@
+"""Pretraining with each objective: batches are a function of seed and step, losses fall, what cannot be is refused."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lmlab import recipe
+from lmlab.corpus.shards import Shard, write_shard
+from lmlab.errors import Refused
+from lmlab.model.config import ModelConfig
+from lmlab.model.transformer import Transformer
+from lmlab.objective.example import largest_text
+from lmlab.objective.language_model import LanguageModel
+from lmlab.objective.layout import Layout
+from lmlab.objective.tasks import PrefixTask, SpanTask
+from lmlab.train.data import ExampleWindows
+from lmlab.train.trainer import accumulate, make_forward
+
+CONTEXT, PAD, END = 32, 1, 0
+TASKS = {"prefix-lm": PrefixTask(), "span-corruption": SpanTask(0.15, 3.0, range(20, 40), END)}
+ARCHITECTURES = ("causal-decoder", "prefix-decoder", "encoder-decoder")
+PAIRS = list(itertools.product(TASKS, ARCHITECTURES))
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory) -> Shard:
+    """Documents that count upwards: a token says what the next one is."""
+    texts = [f"{start} {length}" for start, length in zip(range(60), itertools.cycle((3, 40, 17)))]
+
+    def encode(batch: list[str]) -> list[list[int]]:
+        pairs = (map(int, text.split()) for text in batch)
+        return [[2 + (start + i) % 15 for i in range(length)] for start, length in pairs]
+
+    return write_shard(tmp_path_factory.mktemp("shard") / "tokens", texts, encode, END, 40)
+
+
+def source_of(shard: Shard, name: str, architecture, **changed) -> ExampleWindows:
+    encoder = architecture == "encoder-decoder"
+    layout = Layout(architecture, CONTEXT, CONTEXT if encoder else 0, PAD, PAD)
+    settings = {"batches": 8, "micro_batches": 2, "seed": 3, "separate": True} | changed
+    length = largest_text(TASKS[name], CONTEXT, encoder)
+    return ExampleWindows(shard, TASKS[name], layout, length, **settings)
+
+
+@pytest.mark.parametrize(("name", "architecture"), PAIRS)
+def test_a_step_s_batches_depend_on_seed_and_step_alone(shard: Shard, name: str, architecture: str) -> None:
+    one, other = source_of(shard, name, architecture), source_of(shard, name, architecture)
+    other(0)
+    for step in (5, 2):
+        for a, b in zip(one(step), other(step), strict=True):
+            assert all(
+                torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()) if isinstance(x, torch.Tensor)
+            )
+    again = source_of(shard, name, architecture, seed=4)(2)
+    assert not all(
+        a.tokens_BT.shape == b.tokens_BT.shape and torch.equal(a.tokens_BT, b.tokens_BT) for a, b in zip(again, one(2))
+    )
+
+
+def test_an_epoch_draws_anew(shard: Shard) -> None:
+    source = source_of(shard, "prefix-lm", "causal-decoder", separate=False)
+    first, second = (next(source.examples(4, number)) for number in (4, 4 + source.windows))
+    assert (
+        np.concatenate((first.source, first.target)).tolist() == np.concatenate((second.source, second.target)).tolist()
+    )
+    assert len(first.source) != len(second.source)
+
+
+@pytest.mark.parametrize(("name", "architecture"), PAIRS)
+def test_training_lowers_the_loss(shard: Shard, name: str, architecture: str) -> None:
+    shape = ModelConfig(layers=1, d_model=32, heads=2, vocab_size=40, context_length=CONTEXT, architecture=architecture)
+    torch.manual_seed(0)
+    network, objective = Transformer(shape).initialise(0).train(), LanguageModel()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    source, forward = source_of(shard, name, architecture), make_forward(network, objective, False)
+    losses = []
+    for step in range(40):
+        losses.append(accumulate(forward, objective, source(step), "float32")["lm"])
+        optimizer.step()
+        optimizer.zero_grad()
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:3])
+
+
+RECIPE = """
+corpus: {sources: [{name: text, path: PLACE}]}
+tokenizer: {vocab_size: 512, sentinels: %d}
+pretrain: {minutes: null, steps: 2, objective: %s, model: {d_model: 64, architecture: %s, context_length: %d}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("sentinels", "objective", "architecture", "context", "message"),
+    [
+        (0, "causal-lm", "encoder-decoder", 64, "leaves an encoder nothing to read"),
+        (0, "span-corruption", "encoder-decoder", 512, "needs 28 sentinels .* the tokenizer has 0: set tokenizer.sent"),
+        (20, "span-corruption", "causal-decoder", 512, "needs 23 sentinels .* the tokenizer has 20"),
+        (0, "prefix-lm, position: x", "causal-decoder", 64, "objective"),
+        (0, "span-corupt", "causal-decoder", 64, "span-corruption"),
+        (0, "{name: span-corruption, rate: 2}", "causal-decoder", 64, "less than 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_when_the_recipe_is_read(
+    tmp_path: Path, sentinels: int, objective: str, architecture: str, context: int, message: str
+) -> None:
+    text = RECIPE.replace("PLACE", str(tmp_path)) % (sentinels, objective, architecture, context)
+    with pytest.raises(Refused, match=message):
+        recipe.loads(text)
+
+
+def test_what_can_be_is_read(tmp_path: Path) -> None:
+    for objective, architecture in PAIRS:
+        text = RECIPE.replace("PLACE", str(tmp_path)) % (100, objective, architecture, 128)
+        step = recipe.loads(text).arms[""][-1]
+        assert step.config.objective.name == objective
