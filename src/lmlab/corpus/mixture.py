@@ -8,7 +8,8 @@ windows in an order that Philox draws anew for each epoch; no window comes twice
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,8 +118,15 @@ class Phase:
 class Mixture:
     """Which row of which source each row of a run is."""
 
-    def __init__(self, config: MixtureConfig, sizes: Mapping[str, Size], rows: int, rows_a_step: int) -> None:
-        """`rows`: of the whole run. Raises Refused where the settings and the sources do not fit together."""
+    def __init__(
+        self,
+        config: MixtureConfig,
+        sizes: Mapping[str, Size],
+        rows: int,
+        steps: int,
+        row_of_step: Callable[[int], int],
+    ) -> None:
+        """`rows` and `steps` of the whole run. Raises Refused where the settings and the sources do not fit together."""
         self.names = tuple(sizes)
         self.windows = {name: max(1, round(config.use * size.windows)) for name, size in sizes.items()}
         for name, size in sizes.items():
@@ -128,18 +136,17 @@ class Mixture:
         if config.max_epochs is not None:
             self._limits = {name: config.max_epochs * count for name, count in self.windows.items()}
         self.phases: list[Phase] = []
-        steps = rows / rows_a_step
-        firsts = [0, *(round(c.at * steps if c.at < 1 else c.at) * rows_a_step for c in config.schedule)]
-        if any(after <= first for first, after in zip(firsts, firsts[1:])):
+        begins = [0, *(round(c.at * steps) if c.at < 1 else int(c.at) for c in config.schedule)]
+        if any(after <= first for first, after in itertools.pairwise(begins)):
             raise Refused("mixture.schedule: expected changes in order, each at least a step after the one before")
+        firsts = [min(row_of_step(step), rows) for step in begins]
         tables = [None, *(change.weights for change in config.schedule)]
         had = (0,) * len(sizes)
-        for first, after, table in zip(firsts, [*firsts[1:], rows], tables):
-            length = max(0, min(after, rows) - first)
-            wanted = _wanted(config, sizes, table, rows if table is None and not config.schedule else 0, self.windows)
-            shares = _whole(self._within_limits(wanted, length, had))
+        for first, after, table in zip(firsts, [*firsts[1:], rows], tables, strict=True):
+            wanted = _wanted(config, sizes, table, rows, self.windows)
+            shares = _whole(self._within_limits(wanted, after - first, had))
             self.phases.append(Phase(first, shares, had))
-            had = tuple(a + b for a, b in zip(had, seats(length, shares)))
+            had = tuple(a + b for a, b in zip(had, seats(after - first, shares)))
 
     def _within_limits(self, wanted: Mapping[str, float], rows: int, had: Sequence[int]) -> dict[str, float]:
         """Shares of `rows` rows of which no source has more than is left to it."""
@@ -164,14 +171,17 @@ class Mixture:
         phase = self._phase(row)
         return tuple(a + b for a, b in zip(phase.before, seats(row - phase.first, phase.shares)))
 
-    def rows(self, first: int, after: int) -> list[tuple[int, int]]:
-        """(source, which of its rows) of each row from `first` up to `after`."""
-        found = []
-        count = list(self.counts(first))
-        for row in range(first, after):
-            phase = self._phase(row)
-            inside = [a - b for a, b in zip(count, phase.before)]
-            chosen = _next(inside, phase.shares)
+    def rows(self, numbers: np.ndarray) -> list[tuple[int, int]]:
+        """(source, which of its rows) of each row by its number."""
+        found: list[tuple[int, int]] = []
+        count: list[int] = []
+        before = None
+        for number in numbers.tolist():
+            if before is None or number != before + 1:
+                count = list(self.counts(number))
+            before = number
+            phase = self._phase(number)
+            chosen = _next([a - b for a, b in zip(count, phase.before)], phase.shares)
             found.append((chosen, count[chosen]))
             count[chosen] += 1
         return found

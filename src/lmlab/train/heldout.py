@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lmlab.corpus.shards import Shard
+from lmlab.corpus.shards import Shards
 from lmlab.corpus.store import documents
 from lmlab.generate.engine import Engine
 from lmlab.generate.weights import Precision
@@ -44,7 +44,7 @@ def half_window(context: int) -> int:
 class Heldout:
     """The held-out documents of a corpus as tokens, and their bytes."""
 
-    def __init__(self, shard: Shard, tokenizer: Tokenizer, corpus: Path, sizes: Sequence[int], context: int) -> None:
+    def __init__(self, shard: Shards, tokenizer: Tokenizer, corpus: Path, sizes: Sequence[int], context: int) -> None:
         self.shard, self.tokenizer, self.corpus, self.sizes = shard, tokenizer, corpus, sizes
         self.half = half_window(context)
 
