@@ -212,7 +212,8 @@ def tokenizer_train(
 @tokenizer_app.command("compare")
 def tokenizer_compare(
     tokenizers: Annotated[
-        list[str], typer.Argument(metavar="TOKENIZER...", help="Directories, tokenizer.json files, runs, hf:OWNER/NAME.")
+        list[str],
+        typer.Argument(metavar="TOKENIZER...", help="Directories, tokenizer.json files, runs, hf:OWNER/NAME."),
     ],
     text: Annotated[list[str], typer.Option(help="A run, a text file or a folder of them; may be given again.")],
     rounds: Annotated[int, typer.Option(help="Rounds that speed is the median of.", min=1)] = 3,

@@ -88,7 +88,6 @@ class Document:
             _assign(self.data, location, value, text)
             self.overridden[location] = text
 
-
     def set(self, path: str, value: Any, origin: Location) -> None:
         """Set `a.b[0].c` to a value that stands elsewhere in this document, at `origin`: messages name that place."""
         location = parse_path(path)

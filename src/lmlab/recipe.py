@@ -136,9 +136,14 @@ def _arms(document: Document) -> Iterator[tuple[str, Document]]:
     """The stages of each arm: each of the named arms with every combination of the grid's values, named by what differs."""
     stages = _stages(document)
     named, grid = _named(document), _grid(document)
-    for path, origin in [*((p, ("arms", arm, p)) for arm in named for p in named[arm]), *((p, ("grid", p)) for p in grid)]:
+    for path, origin in [
+        *((p, ("arms", arm, p)) for arm in named for p in named[arm]),
+        *((p, ("grid", p)) for p in grid),
+    ]:
         if parse_path(path)[0] not in stages:
-            raise Refused(f"{document.at(origin)}: {origin[0]}: no stage '{path}'{nearest(str(parse_path(path)[0]), stages)}")
+            raise Refused(
+                f"{document.at(origin)}: {origin[0]}: no stage '{path}'{nearest(str(parse_path(path)[0]), stages)}"
+            )
     for arm, changes in named.items():
         for choice in itertools.product(*(range(len(values)) for values in grid.values())):
             made = Document(copy.deepcopy(stages), dict(document.marks), document.source)
@@ -163,7 +168,9 @@ def _named(document: Document) -> dict[str, dict[str, Any]]:
     for name, changes in given.items():
         place = document.at(("arms", name))
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
-            raise Refused(f"{place}: arms: {name!r} is no name of an arm; expected letters, digits, '-', '_', '.' or '+'")
+            raise Refused(
+                f"{place}: arms: {name!r} is no name of an arm; expected letters, digits, '-', '_', '.' or '+'"
+            )
         if not isinstance(changes, dict | None):
             raise Refused(f"{place}: arms.{name}: expected {{setting: value, ...}}, {example}; found {changes!r}")
     return {name: changes or {} for name, changes in given.items()}

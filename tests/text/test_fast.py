@@ -26,7 +26,9 @@ def backend(expression: str, size: int = 420) -> Backend:
     made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(expression), "isolated"), byte_level])
     made.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
+    made.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    )
     return made
 
 
@@ -36,7 +38,8 @@ def tokenizer():
 
 
 anything = st.lists(
-    st.one_of(st.text(), st.sampled_from([*SPECIAL_TOKENS, "doesn't", "  ", "\r\n", "日本語", "345", "'LL"])), max_size=8
+    st.one_of(st.text(), st.sampled_from([*SPECIAL_TOKENS, "doesn't", "  ", "\r\n", "日本語", "345", "'LL"])),
+    max_size=8,
 )
 
 

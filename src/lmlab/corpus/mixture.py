@@ -77,22 +77,27 @@ class MixtureConfig(Config):
         places = [change.at for change in self.schedule]
         if any(at >= 1 and at != int(at) for at in places):
             raise ValueError("schedule: at is a part of the run below 1, or a whole step")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_preset(self) -> MixtureConfig:
         if self.preset is None and self.components:
             raise ValueError("components say what stands for a preset's parts; name the preset")
-        if self.preset is not None:
-            if self.preset not in PRESETS:
-                raise ValueError(f"preset '{self.preset}' is unknown{nearest(self.preset, PRESETS)}")
-            if self.weights:
-                raise ValueError("preset and weights exclude each other")
-            known = PRESETS[self.preset]
-            for name in self.components:
-                if name not in known:
-                    raise ValueError(f"components: {self.preset} has no '{name}'{nearest(name, known)}")
-            missing = [name for name in known if name not in self.components]
-            if missing:
-                raise ValueError(
-                    f"components: {self.preset} also has {', '.join(missing)}; give each a source, or null to leave it out"
-                )
+        if self.preset is None:
+            return self
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset '{self.preset}' is unknown{nearest(self.preset, PRESETS)}")
+        if self.weights:
+            raise ValueError("preset and weights exclude each other")
+        known = PRESETS[self.preset]
+        for name in self.components:
+            if name not in known:
+                raise ValueError(f"components: {self.preset} has no '{name}'{nearest(name, known)}")
+        missing = [name for name in known if name not in self.components]
+        if missing:
+            raise ValueError(
+                f"components: {self.preset} also has {', '.join(missing)}; give each a source, or null to leave it out"
+            )
         return self
 
 
@@ -159,7 +164,9 @@ class Mixture:
             weight = sum(share for name, share in wanted.items() if name not in full)
             if weight <= 0 and free > 1e-9:
                 total = round(sum(self._limits.values()))
-                raise Refused(f"mixture.max_epochs: allows {total:,} windows and the run wants more; train less or allow more")
+                raise Refused(
+                    f"mixture.max_epochs: allows {total:,} windows and the run wants more; train less or allow more"
+                )
             found = {n: left[n] if n in full else share * free / weight for n, share in wanted.items()}
             over = {name for name in found if name not in full and found[name] > left[name] + 1e-12}
             if not over:
@@ -236,7 +243,9 @@ def _of_preset(config: MixtureConfig, sizes: Mapping[str, Size]) -> dict[str, fl
         sources = [given] if isinstance(given, str) else given or []
         for source in sources:
             if source not in sizes:
-                raise Refused(f"mixture.components.{component}: the corpus has no source '{source}'{nearest(source, sizes)}")
+                raise Refused(
+                    f"mixture.components.{component}: the corpus has no source '{source}'{nearest(source, sizes)}"
+                )
         total = sum(sizes[source].tokens for source in sources)
         for source in sources:
             weights[source] += PRESETS[config.preset or ""][component] * sizes[source].tokens / total

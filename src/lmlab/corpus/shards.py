@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,7 +123,7 @@ class Shards:
         codes, names = coded.indices.to_numpy(zero_copy_only=False), coded.dictionary.to_pylist()
         edges = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)] if len(codes) else []
         found: dict[str, slice] = {}
-        for first, after in zip(edges, edges[1:]):
+        for first, after in pairwise(edges):
             name = names[codes[first]]
             if name in found:
                 raise Refused(f"{self.folder}: the documents of the source '{name}' do not stand together")
@@ -200,7 +200,9 @@ def _write(
                 row = np.empty(len(ids) + 1, np.int64)
                 row[0], row[1:] = first, ids
                 if row.max() >= settings["vocabulary"]:
-                    raise Refused(f"{folder}: '{name}' has the id {row.max()}, the vocabulary {settings['vocabulary']:,}")
+                    raise Refused(
+                        f"{folder}: '{name}' has the id {row.max()}, the vocabulary {settings['vocabulary']:,}"
+                    )
                 file.write(row.astype(kind).tobytes())
                 written += len(row)
                 starts.append(written)

@@ -25,9 +25,7 @@ from tokenizers import Tokenizer as Backend
 from lmlab.text.algorithms import pieces
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 VERIFIED = frozenset({pieces(True), pieces(False), GPT2, LLAMA3})
 """Regular expressions that both libraries read alike."""
 
@@ -96,7 +94,10 @@ class _Renamed:
 
     def encode_ordinary_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
         place = self._place
-        return [[place[rank] for rank in row] for row in self._encoding.encode_ordinary_batch(texts, num_threads=num_threads)]
+        return [
+            [place[rank] for rank in row]
+            for row in self._encoding.encode_ordinary_batch(texts, num_threads=num_threads)
+        ]
 
 
 def _expression(data: dict[str, Any]) -> str | None:

@@ -65,7 +65,6 @@ class TokenizerConfig(Config):
         """The special tokens beside those that every tokenizer here has."""
         return (*(f"<extra_id_{i}>" for i in range(self.sentinels)), *self.extra_tokens)
 
-
     @model_validator(mode="after")
     def _room(self) -> TokenizerConfig:
         least = smallest(self.algorithm, self.byte_fallback, len(self.added))

@@ -77,7 +77,7 @@ def train(
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": DOCUMENT_END,
         "pad_token": PAD,
-        **{"unk_token": token for token in named.values() if token in UNKNOWN.values()},
+        **dict([("unk_token", token) for token in named.values() if token in UNKNOWN.values()]),
         "clean_up_tokenization_spaces": False,
         "added_tokens_decoder": {
             str(i): {

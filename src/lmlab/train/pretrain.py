@@ -270,7 +270,11 @@ def run(context: Context) -> Mapping[str, Any]:
                 name: ratio(bits[rows], sizes[rows]).to_json() for name, rows in heldout.sources().items()
             },
             "seen": order.seen(batches.before(plan["steps"])),
-            **({"copying": copying(model, train.tokens, tokenizer.eos_id, rows=config.copying)} if config.copying else {}),
+            **(
+                {"copying": copying(model, train.tokens, tokenizer.eos_id, rows=config.copying)}
+                if config.copying
+                else {}
+            ),
             # What was timed stays in plan.json: results are part of a stage's identity, and two lives of equal weights are one.
             "plan": {key: value for key, value in plan.items() if key != "measured"},
             "samples": continuations(model, tokenizer, config.prompts, task, layout),
