@@ -45,7 +45,9 @@ def test_seats_are_those_of_handing_out_one_by_one(data, count: int, rows: int) 
         due = [((2 * c + 1) * SCALE / w if w else float("inf")) for c, w in zip(one_by_one, shares)]
         one_by_one[due.index(min(due))] += 1
     assert sum(seats(rows, shares)) == rows
-    assert np.abs(np.array(seats(rows, shares)) - one_by_one).max() <= 1  # floats here, whole numbers there: ties may differ
+    assert (
+        np.abs(np.array(seats(rows, shares)) - one_by_one).max() <= 1
+    )  # floats here, whole numbers there: ties may differ
 
 
 @settings(max_examples=50)

@@ -258,7 +258,7 @@ def extended(tokenizer: Tokenizer, tokens: Sequence[str] = (), *, chat: bool = F
     and what that needs, where it has no template."""
     chat = chat and tokenizer.chat_template is None
     wanted = [*(t for t in SPECIAL_TOKENS if chat and t not in (DOCUMENT_END, PAD)), *tokens]
-    new = [token for token in wanted if tokenizer.find(token) is None]
+    new = [token for token in wanted if token not in tokenizer.special_tokens]
     if not new and not chat:
         return tokenizer
     backend = Backend.from_str(tokenizer.to_json())
