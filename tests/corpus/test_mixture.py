@@ -24,7 +24,7 @@ def mixture(config: dict, of: dict[str, Size], rows: int = 1000, a_step: int = 1
 weights = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=6).filter(lambda each: sum(each) > 1e-3)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(given_weights=weights, rows=st.integers(1, 400))
 def test_each_source_has_its_share_after_any_number_of_rows(given_weights: list[float], rows: int) -> None:
     names = [f"s{i}" for i in range(len(given_weights))]
@@ -35,7 +35,7 @@ def test_each_source_has_its_share_after_any_number_of_rows(given_weights: list[
     assert (np.abs(handed - rows * shares) <= 0.5 + len(names) * shares / 2 + 1e-6).all()
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data(), count=st.integers(1, 7), rows=st.integers(0, 300))
 def test_seats_are_those_of_handing_out_one_by_one(data, count: int, rows: int) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, SCALE), min_size=count - 1, max_size=count - 1)))
@@ -50,7 +50,7 @@ def test_seats_are_those_of_handing_out_one_by_one(data, count: int, rows: int) 
     )  # floats here, whole numbers there: ties may differ
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(given_weights=weights, start=st.integers(0, 300), step=st.integers(1, 40))
 def test_any_step_follows_from_its_number(given_weights: list[float], start: int, step: int) -> None:
     names = [f"s{i}" for i in range(len(given_weights))]

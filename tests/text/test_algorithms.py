@@ -44,7 +44,7 @@ texts = st.lists(st.one_of(st.text(), pieces), max_size=6).map("".join)
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(text=texts)
 def test_what_promises_to_lose_nothing_loses_nothing(made, name: str, text: str) -> None:
     tokenizer = made[name]
@@ -54,6 +54,7 @@ def test_what_promises_to_lose_nothing_loses_nothing(made, name: str, text: str)
 
 
 @pytest.mark.parametrize("name", KINDS)
+@settings(deadline=None)
 @given(text=texts)
 def test_a_text_stream_gives_what_decoding_gives(made, name: str, text: str) -> None:
     tokenizer = made[name]

@@ -43,7 +43,7 @@ anything = st.lists(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=300, deadline=None)
 @given(text=anything.map("".join))
 def test_its_ids_are_the_slow_path_s(tokenizer, text: str) -> None:
     assert tokenizer.fast is not None
@@ -67,7 +67,7 @@ def test_every_code_point_is_cut_alike(expression: str, whole: bool) -> None:
     assert fast is not None
     points = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
     if not whole:  # all but most of the letters of the large scripts and of what no text holds
-        points = [c for i, c in enumerate(points) if unicodedata.category(c) not in ("Lo", "Cn", "Co") or i % 100 == 0]
+        points = [c for i, c in enumerate(points) if unicodedata.category(c) not in ("Lo", "Cn", "Co") or i % 500 == 0]
     texts = []
     for start in range(0, len(points), 512):
         texts.append("".join(f"a{c}{c} {c}1{c}\n{c}'{c}" for c in points[start : start + 512]))
@@ -76,7 +76,7 @@ def test_every_code_point_is_cut_alike(expression: str, whole: bool) -> None:
 
 
 def test_many_threads_and_hard_texts_change_nothing(tokenizer) -> None:
-    hard = [" " * 1_000_000, "a" * 200_000, "\n" * 30_000 + "x", "!" * 50_000, "日" * 20_000, ""]
+    hard = [" " * 50_000, "a" * 50_000, "\n" * 30_000 + "x", "!" * 50_000, "日" * 20_000, ""]
     expected = tokenizer.encode_batch(hard)
     assert tokenizer.encode_many(hard) == expected == tokenizer.encode_many(hard, threads=2)
     with pytest.raises(UnicodeEncodeError):
