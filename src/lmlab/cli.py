@@ -6,6 +6,7 @@ while working, 2 refused before starting.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -201,6 +202,23 @@ def corpus_why(
     _show(found, as_json, format_why(found))
 
 
+@corpus_app.command("links")
+def corpus_links(
+    places: Annotated[list[Path], typer.Argument(metavar="SUBMISSIONS...", help="Submissions: RS_*.zst, or folders.")],
+    out: Annotated[Path, typer.Option(help="The list to write, an address a line.")],
+    karma: Annotated[int, typer.Option(help="Least score of a submission (WebText: 3).")] = 3,
+    window: Annotated[int, typer.Option(help="MiB that a compressed file may ask for (Reddit's: 2048).")] = 128,
+    as_json: Json = False,
+) -> None:
+    """The addresses that Reddit-style submissions recommend: the pages for a source's web.urls."""
+    from lmlab.corpus.readers.links import files_of, links
+    from lmlab.corpus.readers.records import Limits
+
+    files = [file for place in places for file in files_of(str(place), "links")]
+    found = links(files, karma, out, Limits(window=window << 20))
+    _show(found, as_json, f"{found['distinct']:,} addresses in {out} ({found['broken']:,} broken records left out)")
+
+
 @tokenizer_app.command("train")
 def tokenizer_train(
     recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, fresh: Fresh = False, as_json: Json = False
@@ -358,6 +376,28 @@ def report(place: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json 
 
     page, data = write_report(place)
     _show(json.loads(data.read_text(encoding="utf-8")), as_json, f"{page}\n{data}")
+
+
+@app.command()
+def watch(
+    place: Annotated[Path, typer.Argument(metavar="RUN")],
+    port: Annotated[int, typer.Option(help="Port on this machine; 0 takes any free one.")] = 8001,
+    once: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page as it is now, and end.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Follow a run in the browser: loss, rate, gradient norm, speed, spikes, samples."""
+    from lmlab.report.live.server import page, snapshot
+    from lmlab.report.live.server import watch as follow
+    from lmlab.run import write_atomic
+
+    if as_json:
+        _show(snapshot(place), True, "")
+    elif once is not None:
+        write_atomic(once, page(snapshot(place)))
+        typer.echo(f"page: {once}")
+    else:
+        with contextlib.suppress(KeyboardInterrupt):
+            follow(place, port, on_ready=lambda address: typer.echo(f"watching {place} at {address} (Ctrl-C ends)"))
 
 
 @app.command()

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from lmlab.config import Config
 from lmlab.corpus.privacy.config import Redact
+from lmlab.corpus.source import SourceConfig
 from lmlab.corpus.steps.language import Language
 from lmlab.corpus.steps.normalise import Normalise
 from lmlab.corpus.steps.rules import CodeRules, ProseRules
 
 MEBIBYTE = 1 << 20
-
-
-class SourceConfig(Config):
-    """One source of documents."""
-
-    name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
-    """What its documents are called: ids are `name/relative-path#row`. Default: the last part of `path`."""
-    path: str = Field(min_length=1)
-    """A file or folder; `python:stdlib` (the running Python's own library), `python:topics` (its help topics); or
-    `hf:OWNER/NAME` (a dataset on the Hugging Face hub, `hf:OWNER/NAME@REVISION` for a fixed one)."""
-    reader: Literal["auto", "text", "code", "jsonl", "parquet"] = "auto"
-    """How its files are read; `auto` goes by each file's name."""
-    text_field: str = "text"
-    """The field (JSON Lines) or column (Parquet) that holds the text."""
-    extract: Literal["whole", "code", "docstrings"] = "whole"
-    """For Python files: everything, the code without its docstrings, or the docstrings with what they describe."""
-    kind: Literal["auto", "prose", "code"] = "auto"
-    """Which quality rules apply; `auto` goes by each file's name."""
-    limit: int | None = Field(default=None, ge=1)
-    """At most so many documents, the first in order."""
-
-    @model_validator(mode="after")
-    def _named(self) -> SourceConfig:
-        if not self.name:
-            last = self.path.rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
-            name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in last).strip(".")
-            object.__setattr__(self, "name", name or "source")
-        return self
 
 
 class NearDuplicates(Config):
@@ -105,6 +76,11 @@ class CorpusConfig(Config):
     """A record (a line, a code file, a row) longer than this is set aside, unread."""
     cut_bytes: int = Field(default=65536, ge=1024)
     """A plain text file longer than this is cut at blank lines into documents of about this size."""
+    max_expansion: float = Field(default=200, ge=1)
+    """A compressed file that becomes more than so many times its size (after the first 128 MiB) is a bomb: what was read
+    until there is kept."""
+    max_window_bytes: int = Field(default=128 * MEBIBYTE, ge=MEBIBYTE)
+    """The memory that a compressed file may ask for. Reddit's monthly dumps ask for 2 GiB (2147483648)."""
     shard_bytes: int = Field(default=4 * MEBIBYTE, ge=4096)
     """Input bytes in a shard, the unit of parallel work and of resuming (a file is never split over shards)."""
     threads: int | None = Field(default=None, ge=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ def sources(config: CorpusConfig) -> list[Path]:
             hub.parse(source.path, f"sources[{place}]")
             continue
         for file in readers.listing(source, f"sources[{place}]").files:
-            if file.local is not None:
-                found[file.local] = None
+            found |= dict.fromkeys(part.local for part in file.parts or (file,) if part.local is not None)
+        found |= dict.fromkeys(readers.link_files(source, f"sources[{place}]"))
     return list(found)
 
 
@@ -58,9 +59,8 @@ def run(context: Context) -> dict[str, Any]:
             for task, chosen in zip(tasks, decisions, strict=True)
         ]
         _do(context, 3, "writing", final)
-        _summarise(
-            config, out, rejected, {s.name: dict(f.skipped) for s, f in zip(config.sources, listings, strict=True)}
-        )
+        skipped = {source.name: found.skipped for source, found in zip(config.sources, listings, strict=True)}
+        _summarise(config, out, rejected, _passed_over(skipped, tasks, work))
     shutil.rmtree(work, ignore_errors=True)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     return {
@@ -99,9 +99,8 @@ def _rejected(config: CorpusConfig, tasks: list[Task], work: Path, out: Path) ->
             broken[reject["source"]] += 1
             first.setdefault(reject["source"], f"{reject['file']}:{reject['line']}: {reject['reason']}")
             lines.append(json.dumps(reject, ensure_ascii=False) + "\n")
-        for table in _stream(task.out, ["source"]):
-            for name, n in zip(*(table.group_by("source").aggregate([([], "count_all")]).columns), strict=True):
-                whole[name.as_py()] += n.as_py()
+        counts = json.loads((work / "rejected" / f"{task.out.stem}.json").read_text(encoding="utf-8"))
+        whole[counts["source"]] += counts["records"]
     write_atomic(out / "rejected.jsonl", "".join(lines))
     for name, bad in broken.items():
         records = bad + whole[name]
@@ -114,6 +113,15 @@ def _rejected(config: CorpusConfig, tasks: list[Task], work: Path, out: Path) ->
         if bad:
             say(f"source '{name}': {bad:,} of {records:,} records set aside, see rejected.jsonl")
     return broken
+
+
+def _passed_over(skipped: dict[str, Counter[str]], tasks: list[Task], work: Path) -> dict[str, dict[str, int]]:
+    """What was no document, by source and reason: files by their endings, and records by what their reader says."""
+    found = {name: Counter(files) for name, files in skipped.items()}
+    for task in tasks:
+        counts = json.loads((work / "rejected" / f"{task.out.stem}.json").read_text(encoding="utf-8"))
+        found[counts["source"]].update(counts["passed"])
+    return {name: dict(counter) for name, counter in found.items()}
 
 
 def _stream(path: Path, columns: list[str]) -> Iterator[pa.Table]:
