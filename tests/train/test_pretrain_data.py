@@ -42,7 +42,11 @@ def folder(tmp_path_factory):
     for name in ("fox", "sums"):
         (place / name).mkdir()
         for n in range(12):
-            text = f"The fox number {n} jumps over the lazy dog {n}, again.\n" if name == "fox" else f"{n} + {n} = {2 * n}\n"
+            text = (
+                f"The fox number {n} jumps over the lazy dog {n}, again.\n"
+                if name == "fox"
+                else f"{n} + {n} = {2 * n}\n"
+            )
             (place / name / f"{n}.txt").write_text(text * 6, encoding="utf-8")
     return place
 

@@ -12,6 +12,7 @@ it: writing that was cut off goes on after the last whole shard. A place in the 
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, pairwise
@@ -145,7 +146,8 @@ def write_shards(
     """Encode documents in batches into `folder`. What is finished is left as it is; what was cut off goes on after its last
     whole shard. `documents` must come in the same order each time; `tokenizer` is the tokenizer's fingerprint.
 
-    Raises Refused where an id does not fit the type, or the folder was begun with another tokenizer or other settings.
+    What was begun with another tokenizer or other settings is begun again. Raises Refused where an id does not fit the type,
+    or the folder was finished with another tokenizer or other settings.
     """
     wide = vocabulary > 1 << 16
     if dtype == "uint16" and wide:
@@ -220,6 +222,9 @@ def _write(
         pq.write_table(pa.table(columns), temporary, compression="zstd")
         temporary.replace(folder / _name("documents", number))
         files = {_name(part, number) for part in _PARTS}
+        for part in _PARTS:
+            with (folder / _name(part, number)).open("rb") as handle:
+                os.fsync(handle.fileno())
         entry = {
             "documents": len(names),
             "tokens": written,

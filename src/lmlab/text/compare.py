@@ -56,7 +56,7 @@ def round_trip(tokenizer: Tokenizer, texts: Sequence[str], encoded: Sequence[Seq
 
 def compare(tokenizers: dict[str, Tokenizer], passages: Sequence[Passage], rounds: int = 3) -> list[dict[str, Any]]:
     """A row a tokenizer. Intervals are over documents; `tokens_relative` is its tokens over the first one's on the same
-    documents, in pairs. `speed`: megabytes a CPU second of one thread, the median of the rounds, which alternate.
+    documents, in pairs. `speed`: megabytes a CPU second of the process, the median of the rounds, which alternate.
     Raises Refused where there is no text.
     """
     passages = [passage for passage in passages if passage.text]
@@ -67,11 +67,11 @@ def compare(tokenizers: dict[str, Tokenizer], passages: Sequence[Passage], round
     speeds: dict[str, list[float]] = {name: [] for name in tokenizers}
     encoded: dict[str, list[list[int]]] = {}
     for tokenizer in tokenizers.values():
-        tokenizer.encode_many(texts[:1])  # whatever is built at first use is not speed
+        tokenizer.encode_many(texts[:1], 1)  # whatever is built at first use is not speed
     for _ in range(rounds):
         for name, tokenizer in tokenizers.items():
             began = time.process_time()
-            encoded[name] = tokenizer.encode_many(texts)
+            encoded[name] = tokenizer.encode_many(texts, 1)
             speeds[name].append(sizes.sum() / 1e6 / max(time.process_time() - began, 1e-9))
     tokens = {name: np.array([len(ids) for ids in rows], dtype=np.float64) for name, rows in encoded.items()}
     first = next(iter(tokens.values()))

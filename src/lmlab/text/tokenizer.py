@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,9 +215,12 @@ class Tokenizer:
         """tiktoken's encoder of this vocabulary, where it gives the same ids (see `fast.py`); None elsewhere."""
         return fast_encoder(self._plain)
 
-    def encode_many(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """As `encode_batch`, by the fast path where there is one: for whole corpora."""
-        return self.encode_batch(texts) if self.fast is None else self.fast(list(texts), threads)
+    def encode_many(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+        """As `encode_batch`, by the fast path where there is one: for whole corpora. `threads`: of the fast path; None for
+        as many as this process may use cores (`tokenizers` asks RAYON_NUM_THREADS)."""
+        if self.fast is None:
+            return self.encode_batch(texts)
+        return self.fast(list(texts), threads or len(os.sched_getaffinity(0)))
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ids. Without special tokens in them, `decode(encode(text)) == text` for any text, where the
