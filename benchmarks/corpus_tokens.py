@@ -95,7 +95,7 @@ def main() -> None:
         print(json.dumps({"megabytes": size, "documents": len(texts), "rates": rates, "building_s": building}))
         return
     print(
-        f"{processor()}; {size:.1f} MB in {len(texts):,} documents, {tokenizer.vocab_size:,} entries, "
+        f"{processor()['name']}; {size:.1f} MB in {len(texts):,} documents, {tokenizer.vocab_size:,} entries, "
         f"{given.threads} thread(s), {given.rounds} rounds; building the fast encoder: {building:.2f} CPU s\n"
     )
     print("| encoder | MB a CPU second | over encode_batch | over encode_batch_fast |\n|---|---|---|---|")

@@ -85,3 +85,26 @@ def test_a_tokenizer_that_loses_text_is_measured_on_what_it_spells(folder, tmp_p
     spelt = sum(len(tokenizer.decode(heldout.document(i)).encode()) for i in range(len(heldout)))
     assert found["heldout_bytes"] == spelt != found["heldout_bytes_in_text"]
     assert "xz" in found["bits_per_byte"] and "excess" not in found["bits_per_byte"]
+
+
+@pytest.mark.parametrize("name", ["mixture", "amount", "duplicates", "quality"])
+def test_the_shipped_experiments_differ_in_one_thing_and_leave_nothing_to_the_clock(name: str) -> None:
+    read = recipe.load(f"data/{name}")
+    assert read.seeds == (0, 1, 2) and len(read.arms) >= 2
+    changed = []
+    for steps in read.arms.values():
+        pretrain = next(step for step in steps if step.kind == "pretrain")
+        settings = pretrain.config.model_dump()
+        varied = (settings.pop("mixture"), pretrain.sources["corpus"])
+        changed.append(repr(varied))
+        assert settings["minutes"] is None and settings["steps"] and settings["precision"] == "float32"
+        assert settings["kernel"] == "sdpa" and settings["compile"] is False and settings["copying"]
+        assert settings == first_settings(read)
+    assert len(set(changed)) == len(read.arms)
+
+
+def first_settings(read: recipe.Recipe) -> dict:
+    steps = next(iter(read.arms.values()))
+    settings = next(step for step in steps if step.kind == "pretrain").config.model_dump()
+    settings.pop("mixture")
+    return settings
