@@ -3,28 +3,25 @@
     NAME: {use: KIND, from: {ROLE: OTHER}, ...settings}
 
 Where NAME is itself a kind, `use` may be left out. `from` says which earlier stage (or a path to a stage of another run,
-or to a model) fills a role; left out, it is the nearest stage before that fits. `arms:` names variants, each a mapping
-of settings to change; `grid:` crosses settings and `seeds:` repeats, into `ARM/seed-N/STAGE`. Arms share every stage of
-equal fingerprint. `description:` is for people.
+or to a model) fills a role; left out, it is the nearest stage before that fits. `grid:` crosses settings and `seeds:`
+repeats, into `ARM/seed-N/STAGE`; arms share every stage of equal fingerprint. `description:` is for people.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
 import itertools
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmlab.config import Config, Document, dump, parse, parse_path, read, validate
-from lmlab.errors import Failed, Refused, nearest
+from lmlab.errors import Refused, nearest
 from lmlab.progress import say
-from lmlab.run import RunDirectory, StageKind, finished, identity, write_atomic, write_json
+from lmlab.run import RunDirectory, StageKind, finished, identity, write_atomic
 
 KINDS = {
     "corpus": "lmlab.corpus.stage",
@@ -38,7 +35,7 @@ KINDS = {
 }
 """Each kind of stage and the module that holds it as `STAGE`; imported only to run or to check it."""
 
-RESERVED = ("arms", "grid", "seeds", "description")
+RESERVED = ("grid", "seeds", "description")
 
 
 def kind(name: str) -> StageKind:
@@ -59,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: arms (one, called "", without `arms` or a grid), seeds, and the steps of each arm."""
+    """A checked recipe: arms (one, called "", without a grid), seeds, and the steps of each arm."""
 
     name: str
     arms: dict[str, list[Step]]
@@ -110,88 +107,40 @@ def check(document: Document, name: str) -> Recipe:
     resolved: dict[str, Any] = {key: data[key] for key in RESERVED if key in data}
     for arm, settings in _arms(document):
         try:
-            arms[arm] = _steps(settings)
+            arms[arm] = _steps(settings, document)
         except Refused as error:
             problems += [line for line in str(error).split("\n") if line not in problems]
     if problems:
         raise Refused("\n".join(problems))
-    return Recipe(name, arms, tuple(dict.fromkeys(seeds)), {**resolved, **_resolved(document, arms)})
+    for step in next(iter(arms.values())):
+        resolved[step.name] = {"use": step.kind, "from": step.sources, **step.config.model_dump(mode="json")}
+    return Recipe(name, arms, tuple(dict.fromkeys(seeds)), resolved)
 
 
-def _resolved(document: Document, arms: Mapping[str, list[Step]]) -> dict[str, Any]:
-    """The stages with every default written out, as they are before an arm changes them."""
-    stages = _stages(document)
-    try:
-        steps = arms[""] if "" in arms else _steps(Document(stages, {}, document.source))
-    except Refused:  # complete only together with an arm's settings
-        return stages
-    return {s.name: {"use": s.kind, "from": s.sources, **s.config.model_dump(mode="json")} for s in steps}
-
-
-def _stages(document: Document) -> dict[str, Any]:
-    return {key: value for key, value in document.data.items() if key not in RESERVED}
-
-
-def _arms(document: Document) -> Iterator[tuple[str, Document]]:
-    """The stages of each arm: each of the named arms with every combination of the grid's values, named by what differs."""
-    stages = _stages(document)
-    named, grid = _named(document), _grid(document)
-    for path, origin in [
-        *((p, ("arms", arm, p)) for arm in named for p in named[arm]),
-        *((p, ("grid", p)) for p in grid),
-    ]:
-        if parse_path(path)[0] not in stages:
-            raise Refused(
-                f"{document.at(origin)}: {origin[0]}: no stage '{path}'{nearest(str(parse_path(path)[0]), stages)}"
-            )
-    for arm, changes in named.items():
-        for choice in itertools.product(*(range(len(values)) for values in grid.values())):
-            made = Document(copy.deepcopy(stages), dict(document.marks), document.source)
-            made.overridden = dict(document.overridden)
-            for path, value in changes.items():
-                made.set(path, copy.deepcopy(value), ("arms", arm, path))
-            crossed = list(zip(grid, choice, strict=True))
-            for path, index in crossed:
-                made.set(path, copy.deepcopy(grid[path][index]), ("grid", path, index))
-            parts = [arm, *(f"{path}={grid[path][index]}" for path, index in crossed)]
-            yield ",".join(part for part in parts if part).replace("/", "_"), made
-
-
-def _named(document: Document) -> dict[str, dict[str, Any]]:
-    """The arms by name, each the settings that it changes; one called "" where there are none."""
-    given = document.data.get("arms")
-    if given is None:
-        return {"": {}}
-    example = "such as gelu: {pretrain.model.activation: gelu}"
-    if not isinstance(given, dict) or not given:
-        raise Refused(f"{document.at(('arms',))}: arms: expected NAME: {{setting: value, ...}}, {example}")
-    for name, changes in given.items():
-        place = document.at(("arms", name))
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
-            raise Refused(
-                f"{place}: arms: {name!r} is no name of an arm; expected letters, digits, '-', '_', '.' or '+'"
-            )
-        if not isinstance(changes, dict | None):
-            raise Refused(f"{place}: arms.{name}: expected {{setting: value, ...}}, {example}; found {changes!r}")
-    return {name: changes or {} for name, changes in given.items()}
-
-
-def _grid(document: Document) -> dict[str, list[Any]]:
-    """The settings to cross, each with its values."""
+def _arms(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The stages of each arm: every combination of the grid's values, named by what differs."""
+    stages = {key: value for key, value in document.data.items() if key not in RESERVED}
     grid = document.data.get("grid") or {}
     if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
         raise Refused(
             f"{document.at(('grid',))}: grid: expected setting: [value, ...], such as pretrain.minutes: [1, 2]"
         )
-    return grid
+    for values in itertools.product(*grid.values()):
+        settings = Document(copy.deepcopy(stages), {}, document.source)
+        for path, value in zip(grid, values, strict=True):
+            if parse_path(path)[0] not in stages:
+                raise Refused(f"{document.at(('grid', path))}: grid: no stage '{path}'{nearest(path, stages)}")
+            settings.override([f"{path}={dump({'v': value})[3:].strip()}"])
+        arm = ",".join(f"{path}={value}" for path, value in zip(grid, values, strict=True)).replace("/", "_")
+        yield arm, settings.data
 
 
-def _steps(document: Document) -> list[Step]:
+def _steps(stages: Mapping[str, Any], document: Document) -> list[Step]:
     steps: list[Step] = []
     problems: list[str] = []
-    if not document.data:
+    if not stages:
         raise Refused(f"{document.source}: names no stage (known kinds: {', '.join(KINDS)})")
-    for name, given in document.data.items():
+    for name, given in stages.items():
         try:
             steps.append(_step(name, {} if given is None else given, steps, document))
         except Refused as error:
@@ -289,23 +238,20 @@ def run(
 ) -> Path:
     """Run a recipe into `out`. `until` stops after a stage; `only` runs one (its inputs must be finished);
     `needs_of` runs one and what it builds on. `fresh` makes the chosen stages again. Returns `out`.
-
-    Where a stage of an arm fails, the other arms go on, and `Failed` says at the end which did not. `arms.json` has the
-    arms in their order, the seeds, and what failed.
     """
     names = [step.name for step in next(iter(recipe.arms.values()))]
     for chosen in (until, only, needs_of):
         if chosen is not None and chosen not in names:
             raise Refused(f"recipe '{recipe.name}' has no stage '{chosen}'{nearest(chosen, names)}")
-    made = _Made()
     with RunDirectory(out):
         write_atomic(out / "recipe.yaml", dump(recipe.resolved))
+    made: dict[str, Path] = {}
     for arm, steps in recipe.arms.items():
         for seed in recipe.seeds:
             place = out if recipe.single else out / (arm or "run") / f"seed-{seed}"
             if not recipe.single:
                 say(f"arm {arm or 'run'}, seed {seed}")
-            with RunDirectory(place) as directory, _others_go_on(recipe, made, f"{arm or 'run'}/seed-{seed}"):
+            with RunDirectory(place) as directory:
                 chosen = _needed(steps, needs_of) if needs_of else set(names)
                 remade = {only or needs_of} if only or needs_of else set(names)
                 for step in steps:
@@ -313,59 +259,19 @@ def run(
                         _run_step(directory, step, seed, made, fresh=fresh and step.name in remade)
                     if step.name == until:
                         break
-    if not recipe.single:
-        arms = [arm or "run" for arm in recipe.arms]
-        write_json(out / "arms.json", {"arms": arms, "seeds": list(recipe.seeds), "failed": made.failed})
-    if made.failed:
-        every = len(recipe.arms) * len(recipe.seeds)
-        lines = [f"{place}: {reason}" for place, reason in made.failed.items()]
-        raise ArmsFailed("\n  ".join([f"{out}: {len(lines)} of {every} runs failed; the others are done", *lines]))
     return out
 
 
-class ArmsFailed(Failed):
-    """Some runs of a grid failed; the others went on."""
-
-
-@dataclass
-class _Made:
-    """What a grid's arms share: stages made, by what they are made of; such stages that failed, with the reason; and the
-    runs that failed, `ARM/seed-N`."""
-
-    places: dict[str, Path] = field(default_factory=dict)
-    hopeless: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def _others_go_on(recipe: Recipe, made: _Made, place: str) -> Iterator[None]:
-    """In a grid a run that fails is noted and left; a lone run raises."""
-    try:
-        yield
-    except Failed as error:
-        if recipe.single:
-            raise
-        made.failed[place] = str(error)
-        say(f"{place}: failed: {error}")
-
-
-def _run_step(directory: RunDirectory, step: Step, seed: int, made: _Made, *, fresh: bool) -> None:
+def _run_step(directory: RunDirectory, step: Step, seed: int, made: dict[str, Path], *, fresh: bool) -> None:
     inputs: dict[str, Any] = {}
     for role, filler in step.sources.items():
         found = {each: _place(directory.path, each) for each in (filler if isinstance(filler, list) else [filler])}
         inputs[role] = found if isinstance(filler, list) else found[filler]
-    key = _key(step, seed, inputs)
-    if key in made.hopeless:
-        raise Failed(made.hopeless[key])
-    _share(directory.path / step.name, key, made.places)
-    try:
-        done = directory.execute(step.name, step.kind, step.spec, step.config, seed, inputs, fresh=fresh)
-    except Failed as error:
-        made.hopeless[key] = str(error)
-        raise
+    _share(directory.path / step.name, step, seed, inputs, made)
+    done = directory.execute(step.name, step.kind, step.spec, step.config, seed, inputs, fresh=fresh)
     if done == "skipped":
         say(f"{step.name}: finished before, skipped")
-    made.places.setdefault(key, directory.path / step.name)
+    made.setdefault(_key(step, seed, inputs), directory.path / step.name)
 
 
 def _place(root: Path, source: str) -> Path:
@@ -382,9 +288,9 @@ def _key(step: Step, seed: int, inputs: Mapping[str, Any]) -> str:
     return f"{step.kind} {step.config.model_dump_json()} {seed if step.spec.seeded else '-'} {places}"
 
 
-def _share(out: Path, key: str, made: Mapping[str, Path]) -> None:
+def _share(out: Path, step: Step, seed: int, inputs: Mapping[str, Any], made: Mapping[str, Path]) -> None:
     """Arms share a stage of equal fingerprint: a relative link to the one that was made first."""
-    twin = made.get(key)
+    twin = made.get(_key(step, seed, inputs))
     if twin is not None and twin.resolve() != out.resolve() and not out.exists() and finished(twin):
         out.parent.mkdir(parents=True, exist_ok=True)
         out.symlink_to(os.path.relpath(twin.resolve(), out.parent.resolve()))

@@ -104,8 +104,6 @@ class PretrainConfig(Config):
     """Log the gradients' norm by layer, and the gradient noise scale (at least 2 micro-batches), every so many steps."""
     precision: Literal["auto", "float32", "float32-onednn", "bfloat16"] = "auto"
     """auto: the fastest that a few measured steps find."""
-    kernel: Literal["auto", "math", "sdpa"] = "auto"
-    """How attention is computed in training. auto: the faster one here, measured; it may differ in rounding."""
     compile: bool | None = None
     """null: compile where a compiler is found and the run is long enough to earn it back."""
     checkpoint_seconds: float = Field(default=60, gt=0)
@@ -199,7 +197,6 @@ def run(context: Context) -> Mapping[str, Any]:
             steps=config.steps,
             batch_tokens=config.batch_tokens,
             precision=config.precision,
-            kernel=config.kernel,
             compile_wish=config.compile,
             tokens_per_parameter=config.tokens_per_parameter,
             window=window,
