@@ -42,6 +42,14 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on standar
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run, a stage, a model directory, hf:OWNER/NAME or preset:NAME.")
 ]
+AnyModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run, a stage, a model directory, hf:OWNER/NAME, preset:NAME, or api:NAME@URL (a model behind an "
+        "OpenAI-compatible address; its key comes from LMLAB_API_KEY).",
+    ),
+]
 
 
 def main() -> None:
@@ -189,6 +197,23 @@ def corpus_inspect(
     _show(found, as_json, format_inspect(found))
 
 
+@corpus_app.command("audit")
+def corpus_audit(
+    place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],
+    by: Annotated[
+        list[str] | None, typer.Option("--by", help="source, language, length, kind, or a field of meta. Repeatable.")
+    ] = None,
+    step: Annotated[list[str] | None, typer.Option("--step", help="Only this step. Repeatable.")] = None,
+    ratio: Annotated[float, typer.Option("--ratio", help="Warn from so many times the rest's removal rate on.")] = 1.25,
+    as_json: Json = False,
+) -> None:
+    """What each dropping step removes by slice: removal rates with intervals, and warnings."""
+    from lmlab.corpus.audit import audit, format_audit
+
+    found = audit(_corpus(place), by or (), step or (), ratio=ratio)
+    _show(found, as_json, format_audit(found))
+
+
 @corpus_app.command("why")
 def corpus_why(
     place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],
@@ -306,7 +331,7 @@ def model_export(
 
 @app.command("eval")
 def evaluate(
-    model: ModelArgument,
+    model: AnyModelArgument,
     tasks: Annotated[str, typer.Option(help="Tasks, with commas; 'list' names them.")] = "list",
     out: Annotated[Path | None, typer.Option(help="Where run.json and items.jsonl go.")] = None,
     items: Annotated[int, typer.Option(help="Items a task.")] = 64,
@@ -334,7 +359,7 @@ def compare(
 
 @app.command()
 def generate(
-    model: ModelArgument,
+    model: AnyModelArgument,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -355,6 +380,7 @@ def generate(
     contrastive: Annotated[float | None, typer.Option(help="Contrastive search with this alpha.")] = None,
     draft: Annotated[str | None, typer.Option(help="A smaller MODEL of the same tokenizer that drafts.")] = None,
     precision: Annotated[str, typer.Option(help="float32, bfloat16, int8 or int4.")] = "float32",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the decoding step: slow to start.")] = False,
     as_json: Json = False,
 ) -> None:
     """Continue a text: greedily, by sampling, beam search, contrastive search, or with a draft model."""
@@ -365,7 +391,7 @@ def generate(
     form = {"stop": tuple(stop or ()), "regex": regex, "json_schema": json_schema, "truncate": truncate}
     counts = {"max_new_tokens": max_new_tokens, "top_logprobs": top_logprobs, "presence_penalty": presence_penalty}
     search = {"beams": beams, "length_penalty": length_penalty, "contrastive": contrastive, "draft": draft}
-    found = continue_text(model, prompt, {**draw, **penalties, **form, **counts}, search, precision)
+    found = continue_text(model, prompt, {**draw, **penalties, **form, **counts}, search, precision, compile)
     _show(found, as_json, found["text"])
 
 
@@ -425,7 +451,7 @@ def schema(
 
 @app.command()
 def chat(
-    model: ModelArgument,
+    model: AnyModelArgument,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens an answer.")] = 128,
 ) -> None:

@@ -3,8 +3,9 @@
     NAME: {use: KIND, from: {ROLE: OTHER}, ...settings}
 
 Where NAME is itself a kind, `use` may be left out. `from` says which earlier stage (or a path to a stage of another run,
-or to a model) fills a role; left out, it is the nearest stage before that fits. `grid:` crosses settings and `seeds:`
-repeats, into `ARM/seed-N/STAGE`; arms share every stage of equal fingerprint. `description:` is for people.
+or for a model any MODEL: a path, hf:OWNER/NAME, preset:NAME) fills a role; left out, it is the nearest stage before that
+fits. `grid:` crosses settings and `seeds:` repeats, into `ARM/seed-N/STAGE`; arms share every stage of equal fingerprint.
+`description:` is for people.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from __future__ import annotations
 import copy
 import importlib
 import itertools
+import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmlab.address import is_address, parse_address
 from lmlab.config import Config, Document, dump, parse, parse_path, read, validate
 from lmlab.errors import Refused, nearest
 from lmlab.progress import say
-from lmlab.run import RunDirectory, StageKind, finished, identity, write_atomic
+from lmlab.run import Input, RunDirectory, StageKind, digest, finished, identity, write_atomic
 
 KINDS = {
     "corpus": "lmlab.corpus.stage",
@@ -130,9 +134,19 @@ def _arms(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
         for path, value in zip(grid, values, strict=True):
             if parse_path(path)[0] not in stages:
                 raise Refused(f"{document.at(('grid', path))}: grid: no stage '{path}'{nearest(path, stages)}")
-            settings.override([f"{path}={dump({'v': value})[3:].strip()}"])
-        arm = ",".join(f"{path}={value}" for path, value in zip(grid, values, strict=True)).replace("/", "_")
-        yield arm, settings.data
+            settings.override([f"{path}={json.dumps(value)}"])
+        arm = ",".join(f"{path}={_brief(value)}" for path, value in zip(grid, values, strict=True)).replace("/", "_")
+        yield arm if len(arm) <= 200 else f"{arm[:180]}-{digest(arm)[:12]}", settings.data
+
+
+def _brief(value: Any) -> str:
+    """A grid's value as a part of a directory's name: of a mapping its `name` and the other settings in brackets."""
+    if isinstance(value, list):
+        return "+".join(map(_brief, value))
+    if not isinstance(value, dict):
+        return str(value)
+    rest = ",".join(f"{key}={_brief(each)}" for key, each in value.items() if key != "name")
+    return f"{value.get('name', '')}{f'({rest})' if rest else ''}"
 
 
 def _steps(stages: Mapping[str, Any], document: Document) -> list[Step]:
@@ -162,7 +176,7 @@ def _step(name: str, given: Any, before: list[Step], document: Document) -> Step
     config = validate(spec.config, settings, document, (name,))
     sources = _sources(name, spec, given.get("from") or {}, before, document)
     made = {step.name: step.config for step in before}
-    fillers = {role: made[each] for role, each in sources.items() if isinstance(each, str) and each in made}
+    fillers = {role: made.get(each, each) for role, each in sources.items() if isinstance(each, str)}
     problem = spec.check(config, fillers)
     if problem is not None:
         raise Refused(f"{document.at((name,))}: {name}: {problem}")
@@ -186,9 +200,9 @@ def _sources(
             chosen = given[item.role]
             names = chosen if isinstance(chosen, list) else [chosen]
             for each in names:
-                _check_source(name, item.role, item.kinds, str(each), before, document)
+                _check_source(name, item, str(each), before, document)
             filled[item.role] = [str(n) for n in names] if item.several else str(names[-1])
-        elif fitting:
+        elif fitting and not item.named:
             filled[item.role] = fitting if item.several else fitting[-1]
         elif item.required:
             raise Refused(
@@ -198,20 +212,31 @@ def _sources(
     return filled
 
 
-def _check_source(
-    name: str, role: str, kinds: Sequence[str], source: str, before: list[Step], document: Document
-) -> None:
+def _check_source(name: str, item: Input, source: str, before: list[Step], document: Document) -> None:
     named = {step.name: step.kind for step in before}
-    place = document.at((name, "from", role))
+    place = f"{document.at((name, 'from', item.role))}: {name}.from.{item.role}"
     if source in named:
-        if named[source] not in kinds:
-            raise Refused(
-                f"{place}: {name}.from.{role}: '{source}' is a {named[source]}, expected {' or '.join(kinds)}"
-            )
+        if named[source] not in item.kinds:
+            raise Refused(f"{place}: '{source}' is a {named[source]}, expected {' or '.join(item.kinds)}")
+    elif is_address(source):
+        try:
+            parse_address(source)
+        except Refused as error:
+            raise Refused(f"{place}: {error}") from None
+        if not item.addresses:
+            raise Refused(f"{place}: needs weights; a model behind an address gives text only")
+    elif item.model and source.startswith("preset:"):
+        _models().resolve(source)  # no preset of that name is refused here
+    elif item.model and source.startswith("hf:"):
+        if not re.fullmatch(r"hf:[^/\s]+/[^/\s]+", source):
+            raise Refused(f"{place}: '{source}': expected hf:OWNER/NAME")
     elif not Path(source).exists():
-        raise Refused(
-            f"{place}: {name}.from.{role}: no stage before it and no path called '{source}'{nearest(source, named)}"
-        )
+        raise Refused(f"{place}: no stage before it and no path called '{source}'{nearest(source, named)}")
+
+
+def _models() -> Any:
+    """What knows a MODEL: a floor above, so imported only when one is named."""
+    return importlib.import_module("lmlab.model.store")
 
 
 def _needed(steps: list[Step], last: str) -> set[str]:
@@ -243,6 +268,7 @@ def run(
     for chosen in (until, only, needs_of):
         if chosen is not None and chosen not in names:
             raise Refused(f"recipe '{recipe.name}' has no stage '{chosen}'{nearest(chosen, names)}")
+    _fetch(recipe)
     with RunDirectory(out):
         write_atomic(out / "recipe.yaml", dump(recipe.resolved))
     made: dict[str, Path] = {}
@@ -264,8 +290,10 @@ def run(
 
 def _run_step(directory: RunDirectory, step: Step, seed: int, made: dict[str, Path], *, fresh: bool) -> None:
     inputs: dict[str, Any] = {}
+    models = {item.role for item in step.spec.inputs if item.model}
     for role, filler in step.sources.items():
-        found = {each: _place(directory.path, each) for each in (filler if isinstance(filler, list) else [filler])}
+        names = filler if isinstance(filler, list) else [filler]
+        found = {each: _place(directory.path, each, role in models) for each in names}
         inputs[role] = found if isinstance(filler, list) else found[filler]
     _share(directory.path / step.name, step, seed, inputs, made)
     done = directory.execute(step.name, step.kind, step.spec, step.config, seed, inputs, fresh=fresh)
@@ -274,13 +302,29 @@ def _run_step(directory: RunDirectory, step: Step, seed: int, made: dict[str, Pa
     made.setdefault(_key(step, seed, inputs), directory.path / step.name)
 
 
-def _place(root: Path, source: str) -> Path:
+def _place(root: Path, source: str, model: bool = False) -> Path | str:
+    """The directory of a finished stage; else, of a role that takes a MODEL, the model's own, so that its weights are in
+    the identity of what is built on it. An address stays as it is."""
+    if is_address(source):
+        return source
     place = root / source
     if (place / "provenance.json").exists():
         return place
-    if not place.exists() and Path(source).exists():
-        return Path(source).resolve()
+    if model and source.startswith(("preset:", "hf:")):
+        return _models().resolve(source)
+    path = Path(source)
+    if path.exists() and (path.is_absolute() or not place.exists()):
+        stage = (path / "provenance.json").exists()
+        return _models().resolve(path).resolve() if model and not stage else path.resolve()
     raise Refused(f"{place}: is not finished, and is needed here; run the recipe without --only, or that stage first")
+
+
+def _fetch(recipe: Recipe) -> None:
+    """Models that must come over the network come before any work."""
+    named = {s for steps in recipe.arms.values() for step in steps for f in step.sources.values()
+             for s in (f if isinstance(f, list) else [f]) if s.startswith("hf:")}  # fmt: skip
+    for source in sorted(named):
+        _models().resolve(source)
 
 
 def _key(step: Step, seed: int, inputs: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -91,12 +92,18 @@ def digest_file(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Input:
-    """What a stage takes: a role, the kinds of stage that can fill it, and whether it may be absent or several."""
+    """What a stage takes: a role, the kinds of stage that can fill it, and whether it may be absent or several. `model`: any
+    MODEL fills it (a run, hf:OWNER/NAME, preset:NAME). `named`: only what `from` names fills it, no stage by itself.
+    `addresses`: so does a model behind an address (`api:NAME@URL`); it comes as that text.
+    """
 
     role: str
     kinds: tuple[str, ...]
     required: bool = True
     several: bool = False
+    model: bool = False
+    named: bool = False
+    addresses: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,8 @@ class StageKind:
 
     `version` changes whenever the code would make something else of the same settings. `sources` lists files or folders
     outside the run whose names, sizes and times belong to the fingerprint. `check` is asked when the recipe is read: given
-    the settings, and those of the recipe's stages that fill each role, it says what cannot be, or None.
+    the settings and, for each role that is filled, those of the stage that fills it (or the path, or MODEL, as the recipe
+    has it), it says what cannot be, or None.
     """
 
     config: type[Config]
@@ -167,8 +175,15 @@ def fingerprint(kind: str, spec: StageKind, config: Config, seed: int, inputs: M
     )
 
 
-def identity(stage: Path) -> str:
-    """Identity of a finished stage or of any MODEL directory: what was asked for and what came out of it."""
+def identity(stage: Path | str) -> str:
+    """Identity of a finished stage (what was asked for and what came out of it), of a MODEL's directory (its files) or of a
+    preset (its config: its weights are random, and drawn by whoever takes it). Of an address it is the address: nobody
+    knows from here what stands behind it."""
+    if isinstance(stage, str):
+        return digest(stage)
+    if str(stage).startswith("preset:"):
+        config = importlib.import_module("lmlab.model.store").read_config(stage)
+        return digest([str(stage), config.model_dump(mode="json")])
     path = stage / "provenance.json"
     if path.exists():
         provenance = json.loads(path.read_text(encoding="utf-8"))
@@ -315,7 +330,7 @@ def _entry(kind: str, status: str, seconds: float, wanted: str, headline: Mappin
 def _places(place: Any, root: Path) -> Any:
     if isinstance(place, dict):
         return {name: _places(each, root) for name, each in place.items()}
-    return os.path.relpath(place, root)
+    return str(place) if str(place).startswith("preset:") or isinstance(place, str) else os.path.relpath(place, root)
 
 
 def _read_state(out: Path) -> dict[str, Any]:

@@ -29,7 +29,9 @@ TEXTS = st.lists(PIECES, max_size=60).map("".join) | st.text(max_size=60)
 def test_signals_equal_their_twin(texts: list[str]) -> None:
     found = kernels.signals(*buffers(pa.array(texts)), STOP)
     for text, row in zip(texts, found, strict=True):
-        assert dict(zip(SIGNALS, row.tolist(), strict=True)) == pytest.approx(twins.signals(text), abs=1e-6), text
+        assert dict(zip(SIGNALS, row.tolist(), strict=True)) == pytest.approx(
+            twins.signals(text), abs=1e-6, rel=1e-6
+        ), text
 
 
 @settings(max_examples=100, deadline=None)

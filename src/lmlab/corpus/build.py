@@ -16,13 +16,21 @@ from lmlab.corpus import readers, split
 from lmlab.corpus.config import CorpusConfig, SourceConfig
 from lmlab.corpus.engine import Task
 from lmlab.corpus.readers import File, Limits, Listing, Passed, Record, Reject
+from lmlab.corpus.steps.c4 import C4Step
+from lmlab.corpus.steps.fineweb import FineWebStep
+from lmlab.corpus.steps.gopher import GopherStep
+from lmlab.corpus.steps.keywords import KeywordsStep
 from lmlab.corpus.steps.language import LanguageStep
 from lmlab.corpus.steps.normalise import NormaliseStep
 from lmlab.corpus.steps.redact import RedactStep
+from lmlab.corpus.steps.roots import RootsStep
 from lmlab.corpus.steps.rules import RulesStep
 from lmlab.corpus.steps.step import DOCUMENT, Step, drop
 from lmlab.errors import Failed
 from lmlab.run import digest, write_json
+
+RULE_SETS = {"gopher": GopherStep, "c4": C4Step, "fineweb": FineWebStep, "roots": RootsStep}
+"""Published sets of rules, in the order in which they run."""
 
 BATCH_BYTES = 4 << 20
 BATCH_ROWS = 2000
@@ -34,6 +42,8 @@ def local_steps(config: CorpusConfig) -> list[Step]:
         NormaliseStep(config.normalise),
         LanguageStep(config.language),
         RulesStep(config.prose_rules, config.code_rules),
+        *[RULE_SETS[name](getattr(config, name), config.spaceless) for name in RULE_SETS if name in config.rule_sets],
+        *([KeywordsStep(config.keywords, config.spaceless)] if config.keywords.enabled else []),
         RedactStep(config.redact),
     ]
 
@@ -115,12 +125,12 @@ class Shard:
                 count += 1
                 weight += row["bytes_read"]
                 if weight >= BATCH_BYTES or len(rows) >= BATCH_ROWS:
-                    yield pa.Table.from_pylist(rows, schema=DOCUMENT)
+                    yield _table(rows)
                     rows, weight = [], 0
                 if count == self.source.limit:
                     break
         if rows:
-            yield pa.Table.from_pylist(rows, schema=DOCUMENT)
+            yield _table(rows)
         counts = {"source": self.source.name, "records": count, "passed": dict(sorted(passed.items()))}
         write_json(self.rejected.with_suffix(".json"), counts)
         temporary.replace(self.rejected)
@@ -151,6 +161,13 @@ class Shard:
         named = [(file.relative, file.reader, file.kind, file.weight, file.remote) for file in files]
         bounds = [*vars(limits(self.config)).values(), self.limit, self.config.heldout_seed]
         return digest([self.source.model_dump(), named, bounds])
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    """By column: twice as fast as `Table.from_pylist` (measured), which looks each value up in its row's schema."""
+    return pa.Table.from_arrays(
+        [pa.array([row[field.name] for row in rows], field.type) for field in DOCUMENT], schema=DOCUMENT
+    )
 
 
 def read_tasks(config: CorpusConfig, listings: Sequence[Listing], work: Path) -> list[Task]:

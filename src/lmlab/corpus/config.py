@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from lmlab.config import Config
+from lmlab.corpus.characters import Spaceless
 from lmlab.corpus.privacy.config import Redact
 from lmlab.corpus.source import SourceConfig
+from lmlab.corpus.steps.c4 import C4
+from lmlab.corpus.steps.classifier import Classifier
+from lmlab.corpus.steps.fineweb import FineWeb
+from lmlab.corpus.steps.gopher import Gopher
+from lmlab.corpus.steps.keywords import Keywords
 from lmlab.corpus.steps.language import Language
 from lmlab.corpus.steps.normalise import Normalise
+from lmlab.corpus.steps.perplexity import Perplexity
+from lmlab.corpus.steps.roots import Roots
 from lmlab.corpus.steps.rules import CodeRules, ProseRules
 
 MEBIBYTE = 1 << 20
@@ -89,6 +99,17 @@ class CorpusConfig(Config):
     language: Language = Language()
     prose_rules: ProseRules = ProseRules()
     code_rules: CodeRules = CodeRules()
+    rule_sets: list[Literal["gopher", "c4", "fineweb", "roots"]] = Field(default_factory=list)
+    """Published sets of rules for prose, exact and with all their thresholds below; they run in this order whatever the
+    order here. `prose_rules` is Gopher's set loosened for small technical texts; beside `gopher`, switch it off."""
+    gopher: Gopher = Gopher()
+    c4: C4 = C4()
+    fineweb: FineWeb = FineWeb()
+    roots: Roots = Roots()
+    keywords: Keywords = Keywords()
+    spaceless: Spaceless = Spaceless()
+    perplexity: Perplexity = Perplexity()
+    classifier: Classifier = Classifier()
     redact: Redact = Redact()
     exact_duplicates: bool = True
     near_duplicates: NearDuplicates = NearDuplicates()

@@ -12,6 +12,7 @@ from lmlab.errors import Refused, nearest
 from lmlab.progress import read_jsonl
 
 SAMPLE_CHARS = 300
+JUDGED = ("classifier_score", "perplexity", "perplexity_bucket")
 
 
 def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
@@ -98,12 +99,20 @@ def _history(stage_dir: Path, row: dict[str, Any]) -> dict[str, Any]:
         "language": row["language"],
         "language_probability": row["language_probability"],
         "signals": signals,
+        **_judged(row),
         "redacted": row["redacted"],
         "duplicate_of": row["duplicate_of"],
         "similarity": row["similarity"],
         "heldout_overlap": overlap[0] if overlap else None,
         "text": row["text"],
     }
+
+
+def _judged(row: dict[str, Any]) -> dict[str, Any]:
+    """What the rule sets and the models found: columns that are there only where such a step was on."""
+    structs = {name: row[name] for name in row if name.endswith(("_signals", "_repetition")) and row[name]}
+    rounded = {name: {k: None if v is None else round(v, 4) for k, v in each.items()} for name, each in structs.items()}
+    return {**rounded, **{name: row[name] for name in JUDGED if row.get(name) is not None}}
 
 
 def format_inspect(found: dict[str, Any]) -> str:
@@ -156,6 +165,12 @@ def format_why(found: dict[str, Any]) -> str:
         sure = found["language_probability"]
         out.append(f"language: {found['language']}" + (f" (probability {sure:.3f})" if sure is not None else ""))
     out.append("signals: " + ", ".join(f"{name} {value:g}" for name, value in found["signals"].items()))
+    for name, values in found.items():
+        if name.endswith(("_signals", "_repetition")):
+            shown = ", ".join(f"{signal} {value:g}" for signal, value in values.items() if value is not None)
+            out.append(f"{name.replace('_', ' ')}: {shown}")
+    if judged := ", ".join(f"{name.replace('_', ' ')} {found[name]}" for name in JUDGED if name in found):
+        out.append(f"models: {judged}")
     counts = found["redacted"] or {}
     out.append("redacted: " + (", ".join(f"{n} {name}" for name, n in counts.items() if n) or "nothing"))
     if found["duplicate_of"]:

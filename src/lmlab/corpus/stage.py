@@ -16,12 +16,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmlab.corpus import contamination, dedup, engine, readers, statistics, store
+from lmlab.corpus import contamination, dedup, engine, quality, readers, statistics, store
 from lmlab.corpus.arrow import compute as pc
 from lmlab.corpus.build import DecideStep, Decision, read_tasks
 from lmlab.corpus.config import CorpusConfig
 from lmlab.corpus.engine import Task
 from lmlab.corpus.readers import hub
+from lmlab.corpus.steps.keywords import word_lists
 from lmlab.errors import Failed
 from lmlab.progress import read_jsonl, say
 from lmlab.run import Context, StageKind, write_atomic, write_json
@@ -39,6 +40,8 @@ def sources(config: CorpusConfig) -> list[Path]:
         for file in readers.listing(source, f"sources[{place}]").files:
             found |= dict.fromkeys(part.local for part in file.parts or (file,) if part.local is not None)
         found |= dict.fromkeys(readers.link_files(source, f"sources[{place}]"))
+    found |= dict.fromkeys(quality.files(config.perplexity, config.classifier))
+    found |= dict.fromkeys(word_lists(config.keywords, config.roots))
     return list(found)
 
 
@@ -52,6 +55,9 @@ def run(context: Context) -> dict[str, Any]:
         tasks = read_tasks(config, listings, work)
         _do(context, 0, "reading", tasks)
         rejected = _rejected(config, tasks, work, out)
+        tasks = quality.passes(
+            config.perplexity, config.classifier, tasks, out, work, lambda title, some: _do(context, 0, title, some)
+        )
         decisions = _duplicates(context, tasks, work)
         _contamination(context, tasks, work, decisions)
         final = [
@@ -209,6 +215,7 @@ def _summarise(config: CorpusConfig, out: Path, rejected: dict[str, int], skippe
             )
     found["rejected"], found["passed_over"] = rejected, skipped
     write_json(out / "statistics.json", found)
+    quality.report(config.perplexity, config.classifier, out)
     write_json(out / "results.json", results)
 
 

@@ -16,7 +16,7 @@ from lmlab.generate import score as scoring
 from lmlab.generate.answers import Completion, Hypothesis, Piece
 from lmlab.generate.batching import Request, Scheduler
 from lmlab.generate.constrain import Grammars
-from lmlab.generate.module_decoder import AnyDecoder, decoder_for
+from lmlab.generate.decoders import AnyDecoder, decoder_for
 from lmlab.generate.sampling import Sampling
 from lmlab.generate.score import Cost, Scored
 from lmlab.generate.search import Beam, Contrastive, Found, beam_search, contrastive_search
@@ -43,13 +43,15 @@ class Engine:
         start_id: int | None = None,
         decoder_start_id: int | None = None,
         prefix_cache_bytes: int = 256 << 20,
+        compile: bool = False,
     ) -> None:
         """`stop_ids` end an answer unless a request says otherwise, `start_id` stands before a document's first token;
         both default to the tokenizer's (end of document, end of turn) and to none without a tokenizer.
 
         Of an encoder-decoder a prompt goes to the encoder, and the answer begins after `decoder_start_id`, by default
         the tokenizer's padding token, as T5 has it (1910.10683). Of a prefix decoder the prompt is the prefix.
-        `prefix_cache_bytes`: memory for the beginnings of prompts, which requests that begin alike share.
+        `prefix_cache_bytes`: memory for the beginnings of prompts, which requests that begin alike share. `compile`: a
+        decoding step of fixed shapes, compiled by torch (compiled.py); the first steps then take long.
         """
         if max_batch < 1:
             raise Refused(f"max_batch is {max_batch}; expected 1 or more")
@@ -66,6 +68,7 @@ class Engine:
         if decoder_start_id is None:
             decoder_start_id = self.start_id if tokenizer is None else tokenizer.pad_id
         self.decoder_start_id, self.prefix_cache_bytes = decoder_start_id, prefix_cache_bytes
+        self.compile = compile
         self._decoders: dict[str, AnyDecoder] = {}
         if model.config.position != "glm-2d":  # else the first request is refused; what needs no decoder works
             self._decoder(precision)
@@ -159,9 +162,8 @@ class Engine:
         sampling = Sampling(beam.max_new_tokens, stop_ids=beam.stop_ids)
         requests = [self._request(f"prompt {index}", prompt, sampling) for index, prompt in enumerate(prompts)]
         decoder = self._decoder(self.precision)
-        return [
-            [self._hypothesis(request, found) for found in beam_search(decoder, request, beam)] for request in requests
-        ]
+        found = beam_search(decoder, requests, beam, self.max_batch)
+        return [[self._hypothesis(each) for each in hypotheses] for hypotheses in found]
 
     def contrastive_search(
         self, prompts: Sequence[Sequence[int]], settings: Contrastive | None = None
@@ -171,9 +173,8 @@ class Engine:
         sampling = Sampling(settings.max_new_tokens, stop_ids=settings.stop_ids)
         requests = [self._request(f"prompt {index}", prompt, sampling) for index, prompt in enumerate(prompts)]
         decoder = self._decoder(self.precision)
-        return [
-            self._hypothesis(request, contrastive_search(decoder, request, settings)).completion for request in requests
-        ]
+        found = contrastive_search(decoder, requests, settings, self.max_batch)
+        return [self._hypothesis(each).completion for each in found]
 
     def speculate(
         self,
@@ -204,8 +205,9 @@ class Engine:
         for i, request in enumerate(requests):
             draft._request(f"draft model: prompt {i}", request.source or request.prompt, Sampling(1))
         tally = Tally()
+        decoders = self._decoder(self.precision), draft._decoder(draft.precision)
+        speculate(*decoders, requests, tokens, tally, self.max_batch)
         for request in requests:
-            speculate(self._decoder(self.precision), draft._decoder(draft.precision), request, tokens, tally)
             if request.error is not None:
                 raise request.error
         return [self._completion(request) for request in requests], tally
@@ -248,7 +250,7 @@ class Engine:
 
     def _decoder(self, precision: Precision) -> AnyDecoder:
         if precision not in self._decoders:
-            self._decoders[precision] = decoder_for(self.model, precision)
+            self._decoders[precision] = decoder_for(self.model, precision, self.compile)
         return self._decoders[precision]
 
     def _request(self, name: str, prompt: Sequence[int], sampling: Sampling, streaming: bool = False) -> Request:
@@ -295,7 +297,7 @@ class Engine:
         scoring.check_ids(f"{name}: decoder_start_ids", start, self.model.config.vocab_size)
         return start
 
-    def _hypothesis(self, request: Request, found: Found) -> Hypothesis:
+    def _hypothesis(self, found: Found) -> Hypothesis:
         ids = list(found.ids)
         said = ids[:-1] if found.stopped else ids
         text = "" if self.tokenizer is None else self.tokenizer.decode(said)

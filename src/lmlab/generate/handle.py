@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from lmlab.address import is_address, parse_address
 from lmlab.errors import Refused, nearest
 from lmlab.generate.engine import Engine, Piece, Sampling
+from lmlab.generate.remote import RemoteModel
 from lmlab.generate.score import Scored
 from lmlab.generate.weights import Precision
 from lmlab.model.store import load_model, resolve
@@ -23,15 +25,37 @@ from lmlab.text.tokenizer import Tokenizer
 Message = Mapping[str, str]
 
 
-def load(reference: str | Path, *, precision: Precision = "float32", max_batch: int = 32, device: str = "cpu") -> Model:
+def load(
+    reference: str | Path,
+    *,
+    precision: Precision = "float32",
+    max_batch: int = 32,
+    device: str = "cpu",
+    tokenizer: str | Path | None = None,
+    compile: bool = False,
+) -> Model:
     """Open a MODEL: a run directory (its last trained language model), a stage's, a model's in lmlab's or Hugging
     Face's layout with or without tokenizer files, `hf:OWNER/NAME`, or `preset:NAME` (random weights). Raises Refused with
     what was looked for.
+
+    `api:NAME@URL` is a model behind an OpenAI-compatible address (a `remote.RemoteModel`): `generate`, `chat`,
+    `chat_stream` and `score` are the same calls, what needs the weights is refused, and `max_batch` is how many requests
+    are under way at once. `tokenizer`: a directory with its tokenizer, where it is at hand; see `RemoteModel.score`.
+
+    `compile`: decode by a compiled step of fixed shapes, see `Engine`.
     """
+    if is_address(reference):
+        if precision != "float32" or device != "cpu" or compile:
+            raise Refused(f"{reference}: precision, device and compile are the server's choice; leave them out")
+        own = None if tokenizer is None else Tokenizer.load(tokenizer)
+        # One type for callers: what a remote model lacks, it refuses by name when it is asked for.
+        return cast(Model, RemoteModel(parse_address(str(reference)), parallel=max_batch, tokenizer=own))
+    if tokenizer is not None:
+        raise Refused(f"{reference}: tokenizer is for api: models; a directory has its own")
     folder = resolve(reference)
     network = load_model(folder).to(device)
-    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
-    return Model(network, tokenizer, folder=folder, precision=precision, max_batch=max_batch)
+    found = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+    return Model(network, found, folder=folder, precision=precision, max_batch=max_batch, compile=compile)
 
 
 class Model:
@@ -45,6 +69,7 @@ class Model:
         folder: Path | None = None,
         precision: Precision = "float32",
         max_batch: int = 32,
+        compile: bool = False,
     ) -> None:
         self.network, self.folder = network.eval(), folder
         self._tokenizer = tokenizer
@@ -58,6 +83,7 @@ class Model:
             stop_ids=stops,
             start_id=start,
             decoder_start_id=_decoder_start(folder),
+            compile=compile,
         )
 
     @property

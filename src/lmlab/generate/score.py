@@ -20,7 +20,7 @@ from torch import Tensor
 from lmlab.errors import Failed, Refused
 from lmlab.generate.attend import CHUNK
 from lmlab.generate.cache import Cache
-from lmlab.generate.module_decoder import AnyDecoder
+from lmlab.generate.decoders import AnyDecoder
 
 PASS_TOKENS = 2048
 """Tokens in one pass (guessed, see batching.PREFILL_TOKENS)."""

@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from lmlab.address import is_address
 from lmlab.device import machine
 from lmlab.errors import Refused, nearest
 from lmlab.model.config import ModelConfig
@@ -262,6 +263,8 @@ def resolve(reference: str | Path) -> Path:
     if text.startswith(PRESET):
         preset(text[len(PRESET) :])
         return Path(text)
+    if is_address(text):
+        raise Refused(f"model '{text}': a model behind an address gives text and scores; its weights are needed here")
     if text.startswith("hf:"):
         return _download(text[3:])
     path = Path(text)

@@ -193,6 +193,14 @@ class Transformer(Stack):
             raise ValueError(f"{T} tokens are more than the model's context of {config.context_length}")
         if prefix is not None and config.architecture != "prefix-decoder":
             raise ValueError(f"prefix_B belongs to a prefix-decoder; this is a {config.architecture}")
+        if prefix is not None and prefix.device.type == "cpu" and not torch.compiler.is_compiling():
+            # On an accelerator looking at the numbers would wait for all that is under way.
+            least, most = int(prefix.min()), int(prefix.max())
+            if least < 0 or most > config.context_length:
+                raise ValueError(
+                    f"prefix_B is {least if least < 0 else most}; expected 0 to the model's context of "
+                    f"{config.context_length}"
+                )
         if block_positions is not None and config.position != "glm-2d":
             raise ValueError(f"block_positions_BT belongs to position glm-2d; this model has {config.position}")
         if config.has_encoder and (encoder_tokens is None) == (memory is None):

@@ -22,19 +22,19 @@ from lmlab.generate.engine import Engine, Sampling
 from lmlab.generate.weights import Precision
 from lmlab.measure import ratio
 from lmlab.model.config import ModelConfig
-from lmlab.model.store import save_model
+from lmlab.model.store import LANGUAGE_MODEL_STAGES, save_model
 from lmlab.model.transformer import Transformer
-from lmlab.objective.build import make_task, missing, problems, sentinels
-from lmlab.objective.example import Task, largest_text
-from lmlab.objective.language_model import LanguageModel
+from lmlab.objective.build import make_objective, make_task, missing, problems, sentinels, window
+from lmlab.objective.example import Task
 from lmlab.objective.layout import Layout
 from lmlab.objective.settings import CausalLM, ObjectiveConfig
 from lmlab.progress import say
 from lmlab.run import Context, Input, StageKind, write_json
+from lmlab.text.stage import TokenizerConfig
 from lmlab.text.tokenizer import Tokenizer
 from lmlab.train.copying import copying
 from lmlab.train.data import ExampleWindows, PackedWindows
-from lmlab.train.heldout import Heldout
+from lmlab.train.heldout import Heldout, piece_tokens
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.order import EpochOrder, MixedOrder, Order
 from lmlab.train.plan import Shape, make_plan
@@ -42,6 +42,7 @@ from lmlab.train.published import PUBLISHED
 from lmlab.train.ramp import Batches, RampConfig
 from lmlab.train.schedule import ScheduleConfig
 from lmlab.train.stability import SpikeConfig
+from lmlab.train.start import starting_point
 from lmlab.train.trainer import TrainConfig, fit
 
 
@@ -178,17 +179,23 @@ def _once(path: Path, make: Any) -> Any:
 def run(context: Context) -> Mapping[str, Any]:
     """Train and measure. Leaves model/, results.json, plan.json, metrics.jsonl and checkpoints/."""
     config: PretrainConfig = context.config
-    corpus, tokenizer = context.inputs["corpus"], Tokenizer.load(context.inputs["tokenizer"])
-    lacking = missing(
-        config.objective, config.model.architecture, config.model.context_length, len(sentinels(tokenizer))
-    )
-    if lacking:
-        raise Refused(f"{context.name}: {lacking}")
+    corpus, name = context.inputs["corpus"], context.name
+    start = starting_point(name, config.model, context.inputs)
+    tokenizer, room = start.tokenizer, config.model.context_length
+    parts = config.model if start.shape is None else start.shape
+    _carried(name, config, parts, tokenizer)
     train, heldout, sizes = prepare(context, tokenizer, corpus)
     task = make_task(config.objective, tokenizer)
-    layout = make_layout(config, task, tokenizer)
+    layout = Layout(
+        parts.architecture,
+        room,
+        room if parts.architecture == "encoder-decoder" else 0,
+        start.decoder_start,
+        tokenizer.pad_id,
+        parts.position == "glm-2d",
+    )
     packed = isinstance(config.objective, CausalLM)
-    window = layout.room if packed else largest_text(task, config.model.context_length, layout.has_encoder)
+    length = window(config.objective, parts.architecture, room)
     plan = context.plan(
         lambda: make_plan(
             config.model,
@@ -199,17 +206,18 @@ def run(context: Context) -> Mapping[str, Any]:
             precision=config.precision,
             compile_wish=config.compile,
             tokens_per_parameter=config.tokens_per_parameter,
-            window=window,
-            lengths=task.lengths(window),
+            window=length,
+            lengths=task.lengths(length),
             ramp=config.batch_ramp,
+            fixed=start.shape,
         )
     )
     shape = ModelConfig.model_validate(plan["model"])
     describe(plan, shape, len(train.tokens))
-    model = Transformer(shape).initialise(context.seed)
+    model = start.model(shape, context.seed)
     model.kernel = plan["kernel"]
     precision: Precision = "bfloat16" if plan["precision"] == "bfloat16" else "float32"
-    texts = Heldout(heldout, tokenizer, corpus, sizes, shape.context_length)
+    texts = Heldout(heldout, tokenizer, corpus, piece_tokens(task, layout))
     measured = (model, task, layout, precision)
     before = _once(context.out / "before.json", lambda: ratio(texts.after(*measured), sizes).to_json())
     base = _baselines(context.out / "baselines.json", corpus) if config.baselines else {}
@@ -236,8 +244,8 @@ def run(context: Context) -> Mapping[str, Any]:
     if config.mixture is not None:
         order = MixedOrder(*drawn, config.mixture, batches, plan["steps"])
     cut = (plan["length"], batches, config.micro_batches, context.seed, separate, order)
-    source = PackedWindows(train, *cut) if packed else ExampleWindows(train, task, _tight(layout, task, window), *cut)
-    objective = LanguageModel(z_loss=config.z_loss)
+    source = PackedWindows(train, *cut) if packed else ExampleWindows(train, task, _tight(layout, task, length), *cut)
+    objective = make_objective(config.objective, config.z_loss)
     last = fit(model, objective, source, settings, context, tokens=lambda batch: batch.size, batches=batches)
     model.kernel = "auto"
     bits = texts.after(*measured)
@@ -272,6 +280,7 @@ def run(context: Context) -> Mapping[str, Any]:
                 if config.copying
                 else {}
             ),
+            "piece_tokens": texts.piece,
             # What was timed stays in plan.json: results are part of a stage's identity, and two lives of equal weights are one.
             "plan": {key: value for key, value in plan.items() if key != "measured"},
             "samples": continuations(model, tokenizer, config.prompts, task, layout),
@@ -291,41 +300,55 @@ def _baselines(path: Path, corpus: Path) -> dict[str, Baseline]:
 def continuations(
     model: Transformer, tokenizer: Tokenizer, prompts: tuple[str, ...], task: Task, layout: Layout
 ) -> list[dict[str, str]]:
-    """What the model writes after each beginning, asked as it was trained, at temperature 0.7 with fixed seeds."""
+    """What the model writes after each beginning, asked as it was trained, at temperature 0.7 with fixed seeds. Nothing with
+    position glm-2d, which the engine does not know."""
+    if layout.blocks:
+        return []
     engine = Engine(model, tokenizer)
     room = min(64, model.config.context_length // 2)
     asked, sampling = [], []
     for index, prompt in enumerate(prompts):
         beginning = np.array([tokenizer.eos_id, *tokenizer.encode(prompt)])
         example = task.continuation(beginning, beginning[:0])
-        source, start = example.source.tolist(), example.target.tolist()
-        asked.append(source if layout.has_encoder else source + start)
-        starts = (layout.start_id, *start) if layout.has_encoder else None
+        lead = example.target if example.inputs is None else example.inputs
+        source, begun = example.source.tolist(), lead.tolist()
+        asked.append(source if layout.has_encoder else source + begun)
+        own = (layout.start_id,) if example.inputs is None else ()
+        starts = (*own, *begun) if layout.has_encoder else None
         sampling.append(Sampling(max_new_tokens=room, temperature=0.7, seed=index, decoder_start_ids=starts))
     return [{"prompt": p, "text": c.text} for p, c in zip(prompts, engine.generate(asked, sampling), strict=True)]
 
 
-def make_layout(config: PretrainConfig, task: Task, tokenizer: Tokenizer) -> Layout:
-    """How the stage's architecture is given an example."""
-    context, architecture = config.model.context_length, config.model.architecture
-    if architecture != "encoder-decoder":
-        return Layout(architecture, context, 0, tokenizer.pad_id, tokenizer.pad_id)
-    return Layout(architecture, context, context, tokenizer.pad_id, tokenizer.pad_id)
+def _carried(name: str, config: PretrainConfig, shape: Shape | ModelConfig, tokenizer: Tokenizer) -> None:
+    """Refuse what a model that is continued, or a tokenizer, cannot carry."""
+    asked = (config.objective, shape.architecture)
+    found = list(problems(*asked, shape.position, config.model.context_length))
+    lacking = None if found else missing(
+        *asked, config.model.context_length, len(sentinels(tokenizer)), lambda token: tokenizer.find(token) is not None
+    )  # fmt: skip
+    if config.copying and shape.architecture != "causal-decoder":
+        found.append("copying is measured on causal decoders")
+    if found or lacking:
+        raise Refused(f"{name}: {lacking or '; '.join(found)}")
 
 
-def _tight(layout: Layout, task: Task, window: int) -> Layout:
+def _tight(layout: Layout, task: Task, length: int) -> Layout:
     """With an encoder, a decoder's rows as long as the targets of a window, rounded up to 16: no more is trained on."""
     if not layout.has_encoder:
         return layout
-    return dataclasses.replace(layout, room=min(layout.room, -(-task.capacity(window)[1] // 16) * 16))
+    return dataclasses.replace(layout, room=min(layout.room, -(-task.room(length).target // 16) * 16))
 
 
 def _check(config: PretrainConfig, fillers: Mapping[str, Any]) -> str | None:
-    """Whether the tokenizer that the recipe trains will have what the objective needs."""
-    made = fillers.get("tokenizer")
-    if made is None:
+    """Whether there is a tokenizer, and the one that the recipe trains will have what the objective needs."""
+    made, model, shape = fillers.get("tokenizer"), fillers.get("model"), config.model
+    if made is None and (model is None or str(model).startswith("preset:")):
+        return (
+            "needs a 'tokenizer': a stage of kind tokenizer before it, from.tokenizer=PATH, or the one of a from.model"
+        )
+    if not isinstance(made, TokenizerConfig):
         return None
-    return missing(config.objective, config.model.architecture, config.model.context_length, made.sentinels)
+    return missing(config.objective, shape.architecture, shape.context_length, made.sentinels, made.added.__contains__)
 
 
 def describe(plan: dict[str, Any], shape: ModelConfig, training_tokens: int) -> None:
@@ -341,6 +364,10 @@ def describe(plan: dict[str, Any], shape: ModelConfig, training_tokens: int) -> 
 STAGE = StageKind(
     config=PretrainConfig,
     run=run,
-    inputs=(Input("corpus", ("corpus",)), Input("tokenizer", ("tokenizer",))),
+    inputs=(
+        Input("corpus", ("corpus",)),
+        Input("tokenizer", ("tokenizer",), required=False),
+        Input("model", LANGUAGE_MODEL_STAGES, required=False, model=True, named=True),
+    ),
     check=_check,
 )
