@@ -94,11 +94,29 @@ def _run(
     from lmlab import recipe
 
     read = recipe.load(name, overrides or [])
-    place = recipe.run(read, out or Path("runs") / read.name, **chosen)
-    path = place / "run.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"arms": list(read.arms)}
-    _show({"run": str(place), **summary}, as_json, _table(place, summary))
+    place, failure = out or Path("runs") / read.name, None
+    try:
+        recipe.run(read, place, **chosen)
+    except recipe.ArmsFailed as error:  # what the others found is shown before it is raised
+        failure = error
+    if read.single:
+        path = place / "run.json"
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"arms": list(read.arms)}
+        text = _table(place, summary)
+    else:
+        summary, text = _arms(place)
+    _show({"run": str(place), **summary}, as_json, text)
+    if failure is not None:
+        raise failure
     return place, summary
+
+
+def _arms(place: Path) -> tuple[dict[str, Any], str]:
+    from lmlab.report.summary import describe, summarise
+
+    found = {**json.loads((place / "arms.json").read_text(encoding="utf-8")), **summarise(place)}
+    lines = [f"run: {place}", describe(found), f"report: lmlab report {place}"]
+    return found, "\n".join(line for line in lines if line)
 
 
 def _table(place: Path, summary: dict[str, Any]) -> str:
@@ -176,6 +194,27 @@ def corpus_build(
 
 def _corpus(place: Path) -> Path:
     return place / "corpus" if (place / "corpus" / "documents").is_dir() else place
+
+
+@corpus_app.command("curve")
+def corpus_curve(
+    bands: Annotated[int | None, typer.Option(min=1, help="Bands of a signature. Default 16.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Hashes in a band. Default 8.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of hashes that verifies a pair.")] = 0.7,
+    permutations: Annotated[
+        int | None, typer.Option(min=1, help="Hashes in all; without bands and rows, the best for the threshold.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the curve as an image, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How likely MinHash is to find a pair, by how alike the two are: the S-curve of bands and rows."""
+    from lmlab.corpus.dedup.curve import asked, drawn, shown
+    from lmlab.run import write_atomic
+
+    found = asked(bands, rows, permutations, threshold)
+    if svg:
+        write_atomic(svg, drawn(found))
+    _show(found, as_json, shown(found))
 
 
 @corpus_app.command("inspect")

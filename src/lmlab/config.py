@@ -88,6 +88,20 @@ class Document:
             _assign(self.data, location, value, text)
             self.overridden[location] = text
 
+    def set(self, path: str, value: Any, origin: Location) -> None:
+        """Set `a.b[0].c` to a value that stands elsewhere in this document, at `origin`: messages name that place."""
+        location = parse_path(path)
+        _assign(self.data, location, value, path)
+        for table in (self.marks, self.overridden):
+            for mark in [mark for mark in table if mark[: len(location)] == location]:
+                del table[mark]
+            for mark, place in list(table.items()):
+                if mark[: len(origin)] == origin:
+                    table[(*location, *mark[len(origin) :])] = place  # type: ignore[index, assignment]
+        above = next((self.overridden[origin[:n]] for n in range(len(origin)) if origin[:n] in self.overridden), None)
+        if above is not None:
+            self.overridden[location] = above
+
 
 def _load(text: str, source: str) -> tuple[Any, dict[Location, tuple[int, int]]]:
     loader = _Loader(text)

@@ -4,28 +4,27 @@
 
 Where NAME is itself a kind, `use` may be left out. `from` says which earlier stage (or a path to a stage of another run,
 or for a model any MODEL: a path, hf:OWNER/NAME, preset:NAME) fills a role; left out, it is the nearest stage before that
-fits. `grid:` crosses settings and `seeds:` repeats, into `ARM/seed-N/STAGE`; arms share every stage of equal fingerprint.
-`description:` is for people.
+fits. `arms:` names variants, each a mapping of settings to change; `grid:` crosses settings and `seeds:` repeats, into
+`ARM/seed-N/STAGE`. Arms share every stage of equal fingerprint. `description:` is for people.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import importlib
-import itertools
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lmlab.address import is_address, parse_address
-from lmlab.config import Config, Document, dump, parse, parse_path, read, validate
-from lmlab.errors import Refused, nearest
+from lmlab.arms import RESERVED, arms_of, stages_of
+from lmlab.config import Config, Document, dump, parse, read, validate
+from lmlab.errors import Failed, Refused, nearest
 from lmlab.progress import say
-from lmlab.run import Input, RunDirectory, StageKind, digest, finished, identity, write_atomic
+from lmlab.run import Input, RunDirectory, StageKind, finished, identity, write_atomic, write_json
 
 KINDS = {
     "corpus": "lmlab.corpus.stage",
@@ -38,8 +37,6 @@ KINDS = {
     "report": "lmlab.report.stage",
 }
 """Each kind of stage and the module that holds it as `STAGE`; imported only to run or to check it."""
-
-RESERVED = ("grid", "seeds", "description")
 
 
 def kind(name: str) -> StageKind:
@@ -60,7 +57,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: arms (one, called "", without a grid), seeds, and the steps of each arm."""
+    """A checked recipe: arms (one, called "", without `arms` or a grid), seeds, and the steps of each arm."""
 
     name: str
     arms: dict[str, list[Step]]
@@ -109,52 +106,32 @@ def check(document: Document, name: str) -> Recipe:
     problems: list[str] = []
     arms: dict[str, list[Step]] = {}
     resolved: dict[str, Any] = {key: data[key] for key in RESERVED if key in data}
-    for arm, settings in _arms(document):
+    for arm, settings in arms_of(document):
         try:
-            arms[arm] = _steps(settings, document)
+            arms[arm] = _steps(settings)
         except Refused as error:
             problems += [line for line in str(error).split("\n") if line not in problems]
     if problems:
         raise Refused("\n".join(problems))
-    for step in next(iter(arms.values())):
-        resolved[step.name] = {"use": step.kind, "from": step.sources, **step.config.model_dump(mode="json")}
-    return Recipe(name, arms, tuple(dict.fromkeys(seeds)), resolved)
+    return Recipe(name, arms, tuple(dict.fromkeys(seeds)), {**resolved, **_resolved(document, arms)})
 
 
-def _arms(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The stages of each arm: every combination of the grid's values, named by what differs."""
-    stages = {key: value for key, value in document.data.items() if key not in RESERVED}
-    grid = document.data.get("grid") or {}
-    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
-        raise Refused(
-            f"{document.at(('grid',))}: grid: expected setting: [value, ...], such as pretrain.minutes: [1, 2]"
-        )
-    for values in itertools.product(*grid.values()):
-        settings = Document(copy.deepcopy(stages), {}, document.source)
-        for path, value in zip(grid, values, strict=True):
-            if parse_path(path)[0] not in stages:
-                raise Refused(f"{document.at(('grid', path))}: grid: no stage '{path}'{nearest(path, stages)}")
-            settings.override([f"{path}={json.dumps(value)}"])
-        arm = ",".join(f"{path}={_brief(value)}" for path, value in zip(grid, values, strict=True)).replace("/", "_")
-        yield arm if len(arm) <= 200 else f"{arm[:180]}-{digest(arm)[:12]}", settings.data
+def _resolved(document: Document, arms: Mapping[str, list[Step]]) -> dict[str, Any]:
+    """The stages with every default written out, as they are before an arm changes them."""
+    stages = stages_of(document)
+    try:
+        steps = arms[""] if "" in arms else _steps(Document(stages, {}, document.source))
+    except Refused:  # complete only together with an arm's settings
+        return stages
+    return {s.name: {"use": s.kind, "from": s.sources, **s.config.model_dump(mode="json")} for s in steps}
 
 
-def _brief(value: Any) -> str:
-    """A grid's value as a part of a directory's name: of a mapping its `name` and the other settings in brackets."""
-    if isinstance(value, list):
-        return "+".join(map(_brief, value))
-    if not isinstance(value, dict):
-        return str(value)
-    rest = ",".join(f"{key}={_brief(each)}" for key, each in value.items() if key != "name")
-    return f"{value.get('name', '')}{f'({rest})' if rest else ''}"
-
-
-def _steps(stages: Mapping[str, Any], document: Document) -> list[Step]:
+def _steps(document: Document) -> list[Step]:
     steps: list[Step] = []
     problems: list[str] = []
-    if not stages:
+    if not document.data:
         raise Refused(f"{document.source}: names no stage (known kinds: {', '.join(KINDS)})")
-    for name, given in stages.items():
+    for name, given in document.data.items():
         try:
             steps.append(_step(name, {} if given is None else given, steps, document))
         except Refused as error:
@@ -263,21 +240,25 @@ def run(
 ) -> Path:
     """Run a recipe into `out`. `until` stops after a stage; `only` runs one (its inputs must be finished);
     `needs_of` runs one and what it builds on. `fresh` makes the chosen stages again. Returns `out`.
+
+    Where a stage of an arm fails, the other arms go on, and `Failed` says at the end which did not. `arms.json` has the
+    arms in their order, the seeds, and what failed.
     """
     names = [step.name for step in next(iter(recipe.arms.values()))]
     for chosen in (until, only, needs_of):
         if chosen is not None and chosen not in names:
             raise Refused(f"recipe '{recipe.name}' has no stage '{chosen}'{nearest(chosen, names)}")
+    made = _Made()
     _fetch(recipe)
     with RunDirectory(out):
         write_atomic(out / "recipe.yaml", dump(recipe.resolved))
-    made: dict[str, Path] = {}
+        _write_arms(out, recipe, made)
     for arm, steps in recipe.arms.items():
         for seed in recipe.seeds:
             place = out if recipe.single else out / (arm or "run") / f"seed-{seed}"
             if not recipe.single:
                 say(f"arm {arm or 'run'}, seed {seed}")
-            with RunDirectory(place) as directory:
+            with RunDirectory(place) as directory, _others_go_on(recipe, made, f"{arm or 'run'}/seed-{seed}"):
                 chosen = _needed(steps, needs_of) if needs_of else set(names)
                 remade = {only or needs_of} if only or needs_of else set(names)
                 for step in steps:
@@ -285,21 +266,65 @@ def run(
                         _run_step(directory, step, seed, made, fresh=fresh and step.name in remade)
                     if step.name == until:
                         break
+    if made.failed:
+        _write_arms(out, recipe, made)
+        every = len(recipe.arms) * len(recipe.seeds)
+        lines = [f"{place}: {reason}" for place, reason in made.failed.items()]
+        raise ArmsFailed("\n  ".join([f"{out}: {len(lines)} of {every} runs failed; the others are done", *lines]))
     return out
 
 
-def _run_step(directory: RunDirectory, step: Step, seed: int, made: dict[str, Path], *, fresh: bool) -> None:
+def _write_arms(out: Path, recipe: Recipe, made: _Made) -> None:
+    if not recipe.single:
+        arms = [arm or "run" for arm in recipe.arms]
+        write_json(out / "arms.json", {"arms": arms, "seeds": list(recipe.seeds), "failed": made.failed})
+
+
+class ArmsFailed(Failed):
+    """Some runs of a grid failed; the others went on."""
+
+
+@dataclass
+class _Made:
+    """What a grid's arms share: stages made, by what they are made of; such stages that failed, with the reason; and the
+    runs that failed, `ARM/seed-N`."""
+
+    places: dict[str, Path] = field(default_factory=dict)
+    hopeless: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def _others_go_on(recipe: Recipe, made: _Made, place: str) -> Iterator[None]:
+    """In a grid a run that fails is noted and left; a lone run raises."""
+    try:
+        yield
+    except Failed as error:
+        if recipe.single:
+            raise
+        made.failed[place] = str(error)
+        say(f"{place}: failed: {error}")
+
+
+def _run_step(directory: RunDirectory, step: Step, seed: int, made: _Made, *, fresh: bool) -> None:
     inputs: dict[str, Any] = {}
     models = {item.role for item in step.spec.inputs if item.model}
     for role, filler in step.sources.items():
         names = filler if isinstance(filler, list) else [filler]
         found = {each: _place(directory.path, each, role in models) for each in names}
         inputs[role] = found if isinstance(filler, list) else found[filler]
-    _share(directory.path / step.name, step, seed, inputs, made)
-    done = directory.execute(step.name, step.kind, step.spec, step.config, seed, inputs, fresh=fresh)
+    key = _key(step, seed, inputs)
+    if key in made.hopeless:
+        raise Failed(made.hopeless[key])
+    _share(directory.path / step.name, key, made.places)
+    try:
+        done = directory.execute(step.name, step.kind, step.spec, step.config, seed, inputs, fresh=fresh)
+    except Failed as error:
+        made.hopeless[key] = str(error)
+        raise
     if done == "skipped":
         say(f"{step.name}: finished before, skipped")
-    made.setdefault(_key(step, seed, inputs), directory.path / step.name)
+    made.places.setdefault(key, directory.path / step.name)
 
 
 def _place(root: Path, source: str, model: bool = False) -> Path | str:
@@ -332,9 +357,9 @@ def _key(step: Step, seed: int, inputs: Mapping[str, Any]) -> str:
     return f"{step.kind} {step.config.model_dump_json()} {seed if step.spec.seeded else '-'} {places}"
 
 
-def _share(out: Path, step: Step, seed: int, inputs: Mapping[str, Any], made: Mapping[str, Path]) -> None:
+def _share(out: Path, key: str, made: Mapping[str, Path]) -> None:
     """Arms share a stage of equal fingerprint: a relative link to the one that was made first."""
-    twin = made.get(_key(step, seed, inputs))
+    twin = made.get(key)
     if twin is not None and twin.resolve() != out.resolve() and not out.exists() and finished(twin):
         out.parent.mkdir(parents=True, exist_ok=True)
         out.symlink_to(os.path.relpath(twin.resolve(), out.parent.resolve()))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from lmlab.config import Config
+from lmlab.errors import Failed
 from lmlab.run import Context, Input, StageKind, write_atomic, write_json
 
 
 class MakeConfig(Config):
     number: int = 1
     die: str = ""
+    fail: bool = False
 
 
 def make(context: Context) -> dict[str, int]:
@@ -20,6 +22,8 @@ def make(context: Context) -> dict[str, int]:
     plan = context.plan(lambda: {"attempt": log.read_text().count("\n")})
     if context.config.die and Path(context.config.die).exists():
         raise RuntimeError("died in the middle")
+    if context.config.fail:
+        raise Failed(f"{context.name}: the loss is nan at step 3")
     write_atomic(context.out / "made", str(context.config.number + context.seed))
     write_json(context.out / "results.json", plan)
     return {"number": context.config.number}

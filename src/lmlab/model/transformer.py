@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -237,6 +238,17 @@ def _with_padding(
     return positions, torch.where(real, segments, PADDING), real.flatten()
 
 
+def with_weights(config: ModelConfig, state: Mapping[str, Tensor]) -> Transformer:
+    """A Transformer whose parameters are the tensors of `state` themselves, not copies: at no time are there two of them."""
+    with torch.device("meta"):
+        made = Transformer(config)
+    for stack in (made, made.encoder):
+        if stack is not None:
+            stack.make_tables()
+    made.load_state_dict(state, assign=True)
+    return made
+
+
 def prefix_decoder(model: Transformer) -> Transformer:
     """A causal decoder's weights, shared, in a prefix decoder: with no prefix they compute the same (U-PaLM, 2210.11399).
 
@@ -245,13 +257,7 @@ def prefix_decoder(model: Transformer) -> Transformer:
     if model.config.architecture != "causal-decoder":
         raise ValueError(f"a prefix decoder is made of a causal-decoder; this is a {model.config.architecture}")
     data = model.config.model_dump() | {"architecture": "prefix-decoder"}
-    with torch.device("meta"):
-        made = Transformer(ModelConfig.model_validate(data))
-    made.load_state_dict(model.state_dict(), assign=True)
-    for (name, buffer), (_, other) in zip(model.named_buffers(), made.named_buffers(), strict=True):
-        assert buffer.shape == other.shape
-        owner, _, last = name.rpartition(".")
-        made.get_submodule(owner).register_buffer(last, buffer, persistent=False)
+    made = with_weights(ModelConfig.model_validate(data), model.state_dict()).to(model.embedding.weight.device)
     for (_, parameter), (_, source) in zip(made.named_parameters(), model.named_parameters(), strict=True):
         parameter.requires_grad_(source.requires_grad)
     made.kernel = model.kernel

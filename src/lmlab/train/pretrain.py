@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lmlab.config import Config, under
 from lmlab.corpus.baselines import Baseline
@@ -35,6 +35,7 @@ from lmlab.text.tokenizer import Tokenizer
 from lmlab.train.copying import copying
 from lmlab.train.data import ExampleWindows, PackedWindows
 from lmlab.train.heldout import Heldout, piece_tokens
+from lmlab.train.lengths import by_length
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.order import EpochOrder, MixedOrder, Order
 from lmlab.train.plan import Shape, make_plan
@@ -105,17 +106,31 @@ class PretrainConfig(Config):
     """Log the gradients' norm by layer, and the gradient noise scale (at least 2 micro-batches), every so many steps."""
     precision: Literal["auto", "float32", "float32-onednn", "bfloat16"] = "auto"
     """auto: the fastest that a few measured steps find."""
+    kernel: Literal["auto", "math", "sdpa"] = "auto"
+    """How attention is computed in training. auto: the faster one here, measured; it may differ in rounding."""
     compile: bool | None = None
     """null: compile where a compiler is found and the run is long enough to earn it back."""
     checkpoint_seconds: float = Field(default=60, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     keep: int = Field(default=2, ge=1)
+    before: bool = True
+    """Measure the model before training too."""
     baselines: bool = True
     """Measure xz and the n-gram model on the same held-out bytes."""
+    lengths: tuple[int, ...] = ()
+    """Also measure the held-out text in windows of these multiples of the context, such as [1, 2, 4, 8]; each divides
+    the largest (`bits_per_byte.by_length`, `lmlab/train/lengths.py`)."""
     copying: int = Field(default=0, ge=0)
     """Measure copying from context on so many rows of random tokens that come twice (causal decoders)."""
     prompts: tuple[str, ...] = ("def ", "import ", "Return ", "The ")
     """Beginnings that the report shows continued."""
+
+    @field_validator("lengths")
+    @classmethod
+    def _nested(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        if any(each < 1 or max(lengths) % each for each in lengths):
+            raise ValueError(f"expected whole multiples of which each divides the largest, found {list(lengths)}")
+        return lengths
 
     @model_validator(mode="before")
     @classmethod
@@ -144,7 +159,16 @@ class PretrainConfig(Config):
             found.append("copying is measured on causal decoders")
         if found:
             raise ValueError("; ".join(found))
+        if self.lengths and not self.plain(self.model.architecture):
+            raise ValueError(LENGTHS)
         return self
+
+    def plain(self, architecture: str) -> bool:
+        """Whether such a model reads a text as it stands, from the left."""
+        return isinstance(self.objective, CausalLM) and architecture == "causal-decoder"
+
+
+LENGTHS = "lengths reads plain text in longer windows: it belongs to a causal-decoder and causal-lm"
 
 
 def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> tuple[Shards, Shards, list[int]]:
@@ -204,6 +228,7 @@ def run(context: Context) -> Mapping[str, Any]:
             steps=config.steps,
             batch_tokens=config.batch_tokens,
             precision=config.precision,
+            kernel=config.kernel,
             compile_wish=config.compile,
             tokens_per_parameter=config.tokens_per_parameter,
             window=length,
@@ -219,7 +244,10 @@ def run(context: Context) -> Mapping[str, Any]:
     precision: Precision = "bfloat16" if plan["precision"] == "bfloat16" else "float32"
     texts = Heldout(heldout, tokenizer, corpus, piece_tokens(task, layout))
     measured = (model, task, layout, precision)
-    before = _once(context.out / "before.json", lambda: ratio(texts.after(*measured), sizes).to_json())
+    scores: dict[str, Any] = {}
+    if config.before:
+        untrained = lambda: ratio(texts.after(*measured), sizes).to_json()  # noqa: E731
+        scores["before"] = _once(context.out / "before.json", untrained)
     base = _baselines(context.out / "baselines.json", corpus) if config.baselines else {}
     settings = TrainConfig(
         steps=plan["steps"],
@@ -250,8 +278,7 @@ def run(context: Context) -> Mapping[str, Any]:
     model.kernel = "auto"
     bits = texts.after(*measured)
     after = ratio(bits, sizes)
-    scores = {
-        "before": before,
+    scores |= {
         "after": after.to_json(),
         "continuation": texts.continuation(texts.continuation_bits(*measured)).to_json(),
         **{name: each.score.to_json() for name, each in base.items()},
@@ -260,6 +287,8 @@ def run(context: Context) -> Mapping[str, Any]:
     original = sum(len(row["text"].encode("utf-8")) for row in documents(corpus, "heldout"))
     if base and original == sum(sizes):  # else the model was asked for another text than the baselines
         scores["excess"] = {name: each.excess(bits).to_json() for name, each in base.items()}
+    if config.lengths:
+        scores |= by_length(model, tokenizer, _texts(corpus, "heldout"), precision, config.lengths)
     write_json(
         context.out / "results.json",
         {
@@ -289,10 +318,14 @@ def run(context: Context) -> Mapping[str, Any]:
     return {"bits_per_byte": after.value, "parameters": shape.parameters()["total"], "loss": last.get("loss")}
 
 
+def _texts(corpus: Path, split: Literal["train", "heldout"]) -> list[str]:
+    return [row["text"] for row in documents(corpus, split)]
+
+
 def _baselines(path: Path, corpus: Path) -> dict[str, Baseline]:
     def make() -> dict[str, Any]:
-        texts = {split: [row["text"] for row in documents(corpus, split)] for split in ("train", "heldout")}
-        return {name: each.to_json() for name, each in measure_baselines(texts["heldout"], texts["train"]).items()}
+        measured = measure_baselines(_texts(corpus, "heldout"), _texts(corpus, "train"))
+        return {name: each.to_json() for name, each in measured.items()}
 
     return {name: Baseline.from_json(row) for name, row in _once(path, make).items()}
 
@@ -330,6 +363,8 @@ def _carried(name: str, config: PretrainConfig, shape: Shape | ModelConfig, toke
         found.append("copying is measured on causal decoders")
     if found or lacking:
         raise Refused(f"{name}: {lacking or '; '.join(found)}")
+    if config.lengths and not config.plain(shape.architecture):
+        raise Refused(f"{name}: {LENGTHS}")
 
 
 def _tight(layout: Layout, task: Task, length: int) -> Layout:
