@@ -24,7 +24,7 @@ app = typer.Typer(
     help="lmlab: the whole life of a language model on one stack. Start with: lmlab demo",
 )
 corpus_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build a corpus and look into it.")
-tokenizer_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train a tokenizer.")
+tokenizer_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train and compare tokenizers.")
 model_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Look at a model, bring one in, take one out."
 )
@@ -196,6 +196,27 @@ def _corpus(place: Path) -> Path:
     return place / "corpus" if (place / "corpus" / "documents").is_dir() else place
 
 
+@corpus_app.command("curve")
+def corpus_curve(
+    bands: Annotated[int | None, typer.Option(min=1, help="Bands of a signature. Default 16.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Hashes in a band. Default 8.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of hashes that verifies a pair.")] = 0.7,
+    permutations: Annotated[
+        int | None, typer.Option(min=1, help="Hashes in all; without bands and rows, the best for the threshold.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the curve as an image, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How likely MinHash is to find a pair, by how alike the two are: the S-curve of bands and rows."""
+    from lmlab.corpus.dedup.curve import asked, drawn, shown
+    from lmlab.run import write_atomic
+
+    found = asked(bands, rows, permutations, threshold)
+    if svg:
+        write_atomic(svg, drawn(found))
+    _show(found, as_json, shown(found))
+
+
 @corpus_app.command("inspect")
 def corpus_inspect(
     place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],
@@ -268,6 +289,26 @@ def tokenizer_train(
 ) -> None:
     """Train the tokenizer of a recipe."""
     _run(recipe, overrides, out, as_json, needs_of="tokenizer", fresh=fresh)
+
+
+@tokenizer_app.command("compare")
+def tokenizer_compare(
+    tokenizers: Annotated[
+        list[str],
+        typer.Argument(metavar="TOKENIZER...", help="Directories, tokenizer.json files, runs, hf:OWNER/NAME."),
+    ],
+    text: Annotated[list[str], typer.Option(help="A run, a text file or a folder of them; may be given again.")],
+    rounds: Annotated[int, typer.Option(help="Rounds that speed is the median of.", min=1)] = 3,
+    as_json: Json = False,
+) -> None:
+    """Compare tokenizers on the same text: bytes per token by source and language, use, losses, speed."""
+    from lmlab.corpus.passages import passages
+    from lmlab.text.compare import compare, describe
+    from lmlab.text.tokenizer import Tokenizer, find_tokenizer
+
+    opened = {reference: Tokenizer.load(find_tokenizer(reference)) for reference in tokenizers}
+    rows = compare(opened, passages(text), rounds)
+    _show({"tokenizers": rows}, as_json, describe(rows))
 
 
 @model_app.command("list")

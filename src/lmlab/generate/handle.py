@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -38,6 +41,9 @@ def load(
     Face's layout with or without tokenizer files, `hf:OWNER/NAME`, or `preset:NAME` (random weights). Raises Refused with
     what was looked for.
 
+    In a precision other than float32 the weights are held in that one alone: `logits`, which the model's float32
+    weights compute, is refused then.
+
     `api:NAME@URL` is a model behind an OpenAI-compatible address (a `remote.RemoteModel`): `generate`, `chat`,
     `chat_stream` and `score` are the same calls, what needs the weights is refused, and `max_batch` is how many requests
     are under way at once. `tokenizer`: a directory with its tokenizer, where it is at hand; see `RemoteModel.score`.
@@ -54,8 +60,21 @@ def load(
         raise Refused(f"{reference}: tokenizer is for api: models; a directory has its own")
     folder = resolve(reference)
     network = load_model(folder).to(device)
+    _trim()
     found = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
-    return Model(network, found, folder=folder, precision=precision, max_batch=max_batch, compile=compile)
+    model = Model(network, found, folder=folder, precision=precision, max_batch=max_batch, compile=compile)
+    if precision != "float32":
+        model.engine.release()
+    _trim()
+    return model
+
+
+def _trim() -> None:
+    """Give the system back what reading and laying out the weights took for a while: C's allocator keeps it else (110M
+    parameters: 420 MiB held after loading in int8, 234 so; measured)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # a C library without such a function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Model:
@@ -157,6 +176,8 @@ class Model:
         encoder-decoder `input_ids` are the source, and the logits are those of `decoder_input_ids`.
         """
         config = self.network.config
+        if self.engine.released:
+            raise Refused(f"logits: {self._name} is held in {self.engine.precision} only; load it in float32")
         ids_BT = self._ids("input_ids", input_ids)
         padding = None
         if attention_mask is not None:

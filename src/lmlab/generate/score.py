@@ -29,8 +29,8 @@ PASS_TOKENS = 2048
 CONTINUATION_TOKENS = 1024
 """Continuation tokens behind one copy of their context: attention within a sequence costs the square of its length."""
 
-LOGIT_ROWS = 512
-"""Positions whose logits are held at once: 8 MB at a vocabulary of 4,096."""
+LOGIT_BYTES = 16 << 20
+"""Logits that are held at once: 128 positions at a vocabulary of 32,000."""
 
 
 @dataclass(frozen=True)
@@ -317,13 +317,14 @@ def _pass(
             places.append(start + place - begin)
             targets.append(token)
         start += len(each.tokens) - begin
-    for at in range(0, len(places), LOGIT_ROWS):
-        rows = torch.tensor(places[at : at + LOGIT_ROWS], device=decoder.device)
-        target_N = torch.tensor(targets[at : at + LOGIT_ROWS], device=decoder.device)
+    many = max(8, LOGIT_BYTES // (4 * decoder.config.vocab_size) // 8 * 8)
+    for at in range(0, len(places), many):
+        rows = torch.tensor(places[at : at + many], device=decoder.device)
+        target_N = torch.tensor(targets[at : at + many], device=decoder.device)
         logits_NV = decoder.logits(hidden_ND[rows])
         logprobs = logits_NV.gather(1, target_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
         is_top = logits_NV.argmax(-1) == target_N
-        yield from zip(owners[at : at + LOGIT_ROWS], logprobs.tolist(), is_top.tolist())
+        yield from zip(owners[at : at + many], logprobs.tolist(), is_top.tolist())
 
 
 def _passes(sequences: Sequence[_Sequence], begin: int) -> Iterator[list[_Sequence]]:

@@ -14,7 +14,8 @@ from pydantic import Field, field_validator, model_validator
 from lmlab.config import Config, under
 from lmlab.corpus.baselines import Baseline
 from lmlab.corpus.baselines import measure as measure_baselines
-from lmlab.corpus.shards import Shard, write_shard
+from lmlab.corpus.mixture import MixtureConfig
+from lmlab.corpus.shards import Shards, write_shards
 from lmlab.corpus.store import documents
 from lmlab.errors import Failed, Refused, nearest
 from lmlab.generate.engine import Engine, Sampling
@@ -31,10 +32,12 @@ from lmlab.progress import say
 from lmlab.run import Context, Input, StageKind, write_json
 from lmlab.text.stage import TokenizerConfig
 from lmlab.text.tokenizer import Tokenizer
+from lmlab.train.copying import copying
 from lmlab.train.data import ExampleWindows, PackedWindows
 from lmlab.train.heldout import Heldout, piece_tokens
 from lmlab.train.lengths import by_length
 from lmlab.train.optimizer import OptimizerConfig
+from lmlab.train.order import EpochOrder, MixedOrder, Order
 from lmlab.train.plan import Shape, make_plan
 from lmlab.train.published import PUBLISHED
 from lmlab.train.ramp import Batches, RampConfig
@@ -86,6 +89,8 @@ class PretrainConfig(Config):
     micro_batches: int = Field(default=1, ge=1)
     separate_documents: bool = True
     """Documents that share a window do not see each other."""
+    mixture: MixtureConfig | None = None
+    """How much of what is seen comes from each source of the corpus; null: all documents, equally often."""
     optimizer: PretrainOptimizer = PretrainOptimizer()
     schedule: PretrainSchedule = PretrainSchedule()
     clip: float = Field(default=1.0, ge=0)
@@ -115,6 +120,8 @@ class PretrainConfig(Config):
     lengths: tuple[int, ...] = ()
     """Also measure the held-out text in windows of these multiples of the context, such as [1, 2, 4, 8]; each divides
     the largest (`bits_per_byte.by_length`, `lmlab/train/lengths.py`)."""
+    copying: int = Field(default=0, ge=0)
+    """Measure copying from context on so many rows of random tokens that come twice (causal decoders)."""
     prompts: tuple[str, ...] = ("def ", "import ", "Return ", "The ")
     """Beginnings that the report shows continued."""
 
@@ -148,6 +155,8 @@ class PretrainConfig(Config):
     def _carried(self) -> PretrainConfig:
         """What the architecture cannot carry is refused when the recipe is read."""
         found = list(problems(self.objective, self.model.architecture, self.model.position, self.model.context_length))
+        if self.copying and self.model.architecture != "causal-decoder":
+            found.append("copying is measured on causal decoders")
         if found:
             raise ValueError("; ".join(found))
         if self.lengths and not self.plain(self.model.architecture):
@@ -162,20 +171,26 @@ class PretrainConfig(Config):
 LENGTHS = "lengths reads plain text in longer windows: it belongs to a causal-decoder and causal-lm"
 
 
-def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> tuple[Shard, Shard, list[int]]:
-    """Token shards of both splits, and the bytes of each held-out document."""
+def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> tuple[Shards, Shards, list[int]]:
+    """Token shards of both splits, and the bytes of each held-out document: of what its tokens spell, where the tokenizer
+    loses something, since the model is not asked for more."""
     shards = []
     for split in ("train", "heldout"):
-        texts = (row["text"] for row in documents(corpus, split))
-        shards.append(
-            write_shard(
-                context.out / "tokens" / split, texts, tokenizer.encode_batch, tokenizer.eos_id, tokenizer.vocab_size
-            )
+        found = write_shards(
+            context.out / "tokens" / split,
+            ((row["id"], row["source"], row["text"]) for row in documents(corpus, split)),
+            tokenizer.encode_many,
+            end_of_text=tokenizer.eos_id,
+            vocabulary=tokenizer.vocab_size,
+            tokenizer=tokenizer.fingerprint,
         )
-    sizes = [len(row["text"].encode("utf-8")) for row in documents(corpus, "heldout")]
-    if not sizes or len(shards[0]) == 0:
-        raise Failed(f"{corpus}: expected training and held-out documents, found {len(shards[0])} and {len(sizes)}")
-    return shards[0], shards[1], sizes
+        shards.append(found)
+    train, heldout = shards
+    texts = [row["text"] for row in documents(corpus, "heldout")]
+    spelt = [tokenizer.decode(heldout.document(index)) for index in range(len(heldout))]
+    if not texts or len(train) == 0:
+        raise Failed(f"{corpus}: expected training and held-out documents, found {len(train)} and {len(texts)}")
+    return train, heldout, [len(text.encode("utf-8")) for text in spelt]
 
 
 def _once(path: Path, make: Any) -> Any:
@@ -252,7 +267,11 @@ def run(context: Context) -> Mapping[str, Any]:
     )
     separate = config.separate_documents
     batches = Batches(plan["rows"], plan["length"], config.batch_ramp)
-    cut = (plan["length"], batches, config.micro_batches, context.seed, separate)
+    drawn = (train, plan["length"], context.seed, 1 if packed else 0)
+    order: Order = EpochOrder(*drawn)
+    if config.mixture is not None:
+        order = MixedOrder(*drawn, config.mixture, batches, plan["steps"])
+    cut = (plan["length"], batches, config.micro_batches, context.seed, separate, order)
     source = PackedWindows(train, *cut) if packed else ExampleWindows(train, task, _tight(layout, task, length), *cut)
     objective = make_objective(config.objective, config.z_loss)
     last = fit(model, objective, source, settings, context, tokens=lambda batch: batch.size, batches=batches)
@@ -265,7 +284,8 @@ def run(context: Context) -> Mapping[str, Any]:
         **{name: each.score.to_json() for name, each in base.items()},
     }
     save_model(context.out / "model", model, tokenizer)
-    if base:
+    original = sum(len(row["text"].encode("utf-8")) for row in documents(corpus, "heldout"))
+    if base and original == sum(sizes):  # else the model was asked for another text than the baselines
         scores["excess"] = {name: each.excess(bits).to_json() for name, each in base.items()}
     if config.lengths:
         scores |= by_length(model, tokenizer, _texts(corpus, "heldout"), precision, config.lengths)
@@ -279,6 +299,16 @@ def run(context: Context) -> Mapping[str, Any]:
             "flops": plan["flops"],
             "objective": config.objective.model_dump(mode="json"),
             "heldout_bytes": sum(sizes),
+            **({"heldout_bytes_in_text": original} if original != sum(sizes) else {}),
+            "bits_per_byte_by_source": {
+                name: ratio(bits[rows], sizes[rows]).to_json() for name, rows in heldout.sources().items()
+            },
+            "seen": order.seen(batches.before(plan["steps"])),
+            **(
+                {"copying": copying(model, train.tokens, tokenizer.eos_id, rows=config.copying)}
+                if config.copying
+                else {}
+            ),
             "piece_tokens": texts.piece,
             # What was timed stays in plan.json: results are part of a stage's identity, and two lives of equal weights are one.
             "plan": {key: value for key, value in plan.items() if key != "measured"},
@@ -329,6 +359,8 @@ def _carried(name: str, config: PretrainConfig, shape: Shape | ModelConfig, toke
     lacking = None if found else missing(
         *asked, config.model.context_length, len(sentinels(tokenizer)), lambda token: tokenizer.find(token) is not None
     )  # fmt: skip
+    if config.copying and shape.architecture != "causal-decoder":
+        found.append("copying is measured on causal decoders")
     if found or lacking:
         raise Refused(f"{name}: {lacking or '; '.join(found)}")
     if config.lengths and not config.plain(shape.architecture):
