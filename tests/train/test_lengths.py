@@ -43,7 +43,7 @@ def test_bits_are_those_of_windows_read_alone(tokenizer: Tokenizer, position: st
         for ids in kept:
             given = torch.tensor([tokenizer.eos_id, *ids])
             for at in range(0, len(ids), length):
-                logits = longer(given[None, at : at + length]).logits()[0]
+                logits = longer(given[None, at : at + length]).logits()[0].detach()
                 target = given[at + 1 : at + length + 1]
                 bits += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum")) / math.log(2)
         score = found["by_length"][str(length)]

@@ -37,7 +37,8 @@ def describe(found: Mapping[str, Any]) -> str:
             lines.append(f"  {arm:<{width}}  not measured")
             continue
         spread = (100 if percent else 1) * (at(row, "spread") or 0.0)
-        about = f"± {spread:.1f}%" if percent else f"± {spread:.3f}"
+        about = "" if it.n < 2 else f" ± {spread:.1f}%" if percent else f" ± {spread:.3f}"
         told = tell_change(difference, percent) if difference is not None else f"(n = {it.n})"
-        lines.append(f"  {arm:<{width}}  {value_of(it, percent)} {about}  {told}")
+        told = told.replace("[-inf to +inf]", "[one seed, no interval]")
+        lines.append(f"  {arm:<{width}}  {value_of(it, percent)}{about}  {told}")
     return "\n".join(lines)
