@@ -90,7 +90,7 @@ def run_lmlab(folder: Path, out: Path, threshold: float) -> None:
     from lmlab.corpus import engine
     from lmlab.corpus.build import Shard
     from lmlab.corpus.config import CorpusConfig, SourceConfig
-    from lmlab.corpus.dedup.documents import NearDuplicates
+    from lmlab.corpus.dedup.index import NearDuplicates
     from lmlab.corpus.dedup.passes import documents_pass
     from lmlab.corpus.dedup.shuffle import Part
     from lmlab.corpus.readers import listing

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lmlab.corpus import compiled, kernels
 from lmlab.corpus.arrow import buffers
-from lmlab.corpus.dedup.documents import NearDuplicates, sign
+from lmlab.corpus.dedup.index import NearDuplicates, sign
 from lmlab.corpus.dedup.units import ngrams
 from lmlab.corpus.steps.rules import SIGNALS, STOP_WORDS
 from tests.corpus import twins

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from lmlab.config import Config
 from lmlab.corpus.characters import Spaceless
 from lmlab.corpus.contamination.config import Decontamination
-from lmlab.corpus.dedup.documents import NearDuplicates
+from lmlab.corpus.dedup.index import NearDuplicates
 from lmlab.corpus.dedup.spans import DuplicateSentences, DuplicateSubstrings
 from lmlab.corpus.engine import EngineName
 from lmlab.corpus.privacy.config import Redact

@@ -5,29 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
 
-from lmlab.config import Config, under
 from lmlab.corpus.baselines import Baseline
 from lmlab.corpus.baselines import measure as measure_baselines
-from lmlab.corpus.mixture import MixtureConfig
 from lmlab.corpus.shards import Shards, write_shards
 from lmlab.corpus.store import documents
-from lmlab.errors import Failed, Refused, nearest
+from lmlab.errors import Failed, Refused
 from lmlab.generate.engine import Engine, Sampling
 from lmlab.generate.weights import Precision
 from lmlab.measure import ratio
 from lmlab.model.config import ModelConfig
 from lmlab.model.store import LANGUAGE_MODEL_STAGES, save_model
 from lmlab.model.transformer import Transformer
-from lmlab.objective.build import make_objective, make_task, missing, problems, sentinels, window
+from lmlab.objective.build import make_objective, make_task, missing, sentinels, window
 from lmlab.objective.example import Task
 from lmlab.objective.layout import Layout
-from lmlab.objective.settings import CausalLM, ObjectiveConfig
+from lmlab.objective.settings import CausalLM
 from lmlab.progress import say
 from lmlab.run import Context, Input, StageKind, write_json
 from lmlab.text.stage import TokenizerConfig
@@ -36,147 +34,29 @@ from lmlab.train.copying import copying
 from lmlab.train.data import ExampleWindows, PackedWindows
 from lmlab.train.heldout import Heldout, piece_tokens
 from lmlab.train.lengths import by_length
-from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.order import EpochOrder, MixedOrder, Order
 from lmlab.train.plan import Shape, make_plan
-from lmlab.train.published import PUBLISHED
-from lmlab.train.ramp import Batches, RampConfig
-from lmlab.train.schedule import ScheduleConfig
-from lmlab.train.stability import SpikeConfig
+from lmlab.train.pretrain_config import PretrainConfig
+from lmlab.train.ramp import Batches
 from lmlab.train.start import starting_point
 from lmlab.train.trainer import TrainConfig, fit
 
 
-class PretrainOptimizer(OptimizerConfig):
-    """As `OptimizerConfig`, with pretraining's own defaults, which stay where only some of them are set."""
+@dataclass(frozen=True)
+class Texts:
+    """Token shards of both splits; of each held-out document the bytes that its tokens spell (where the tokenizer loses
+    something, the model is not asked for more), and how many bytes all their text has."""
 
-    name: Literal["adam", "adamw", "adafactor", "lion", "muon"] = "muon"
-    learning_rate: float = Field(default=1.6e-2, gt=0)
-    matrix_learning_rate: float = Field(default=0.02, gt=0)
-    weight_decay: float | Literal["lr^2"] = 0.0
-
-
-class PretrainSchedule(ScheduleConfig):
-    """As `ScheduleConfig`, with pretraining's own defaults."""
-
-    name: Literal["constant", "linear", "cosine", "inverse-sqrt", "wsd", "manual"] = "wsd"
-    warmup: float = Field(default=10, ge=0)
-    final: float = Field(default=0.0, ge=0, le=1)
-    decay_fraction: float = Field(default=0.6, gt=0, le=1)
+    train: Shards
+    heldout: Shards
+    sizes: list[int]
+    original: int
 
 
-class PretrainConfig(Config):
-    """Settings of pretraining. With `minutes` the shape, steps and precision are sized to this machine."""
-
-    published: str | None = None
-    """The optimisation settings of a published model, where the recipe is silent: gpt3-175b, palm-540b, llama-7b, glm-130b and
-    others (docs/training.md)."""
-    minutes: float | None = Field(default=4.0, gt=0)
-    """The dial: minutes of training. What follows from it is printed and written to plan.json before the first step."""
-    steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps, instead of what the minutes allow."""
-    model: Shape = Shape()
-    objective: ObjectiveConfig = CausalLM()
-    """What is predicted from what: a name, or a mapping of `name` and settings; docs/objectives.md says what goes with
-    which architecture."""
-    tokens_per_parameter: float = Field(default=2.0, gt=0)
-    """How the dial trades width for steps. Compute-optimal training of large models takes about 20 (2203.15556); in a few
-    minutes on a small corpus far fewer are best (measured, docs/lab-notes.md)."""
-    batch_tokens: int = Field(default=2048, ge=1)
-    """Tokens an optimizer step; with `batch_ramp` of the full size."""
-    batch_ramp: RampConfig | None = None
-    """How the batch grows to its full size."""
-    micro_batches: int = Field(default=1, ge=1)
-    separate_documents: bool = True
-    """Documents that share a window do not see each other."""
-    mixture: MixtureConfig | None = None
-    """How much of what is seen comes from each source of the corpus; null: all documents, equally often."""
-    optimizer: PretrainOptimizer = PretrainOptimizer()
-    schedule: PretrainSchedule = PretrainSchedule()
-    clip: float = Field(default=1.0, ge=0)
-    z_loss: float = Field(default=0.0, ge=0)
-    """Weight of log^2 Z beside the loss, Z the softmax's normaliser (PaLM: 1e-4)."""
-    spikes: SpikeConfig = SpikeConfig()
-    embedding_gradient: float = Field(default=1.0, gt=0, le=1)
-    """The gradient that reaches the embedding from its lookups is multiplied by this (GLM-130B: 0.1)."""
-    ema: float | None = Field(default=None, ge=0, lt=1)
-    """Save the running mean of the weights with this decay as the model."""
-    layer_norms_every: int | None = Field(default=None, ge=1)
-    noise_scale_every: int | None = Field(default=None, ge=1)
-    """Log the gradients' norm by layer, and the gradient noise scale (at least 2 micro-batches), every so many steps."""
-    precision: Literal["auto", "float32", "float32-onednn", "bfloat16"] = "auto"
-    """auto: the fastest that a few measured steps find."""
-    kernel: Literal["auto", "math", "sdpa"] = "auto"
-    """How attention is computed in training. auto: the faster one here, measured; it may differ in rounding."""
-    compile: bool | None = None
-    """null: compile where a compiler is found and the run is long enough to earn it back."""
-    checkpoint_seconds: float = Field(default=60, gt=0)
-    checkpoint_steps: int | None = Field(default=None, ge=1)
-    keep: int = Field(default=2, ge=1)
-    before: bool = True
-    """Measure the model before training too."""
-    baselines: bool = True
-    """Measure xz and the n-gram model on the same held-out bytes."""
-    lengths: tuple[int, ...] = ()
-    """Also measure the held-out text in windows of these multiples of the context, such as [1, 2, 4, 8]; each divides
-    the largest (`bits_per_byte.by_length`, `lmlab/train/lengths.py`)."""
-    copying: int = Field(default=0, ge=0)
-    """Measure copying from context on so many rows of random tokens that come twice (causal decoders)."""
-    prompts: tuple[str, ...] = ("def ", "import ", "Return ", "The ")
-    """Beginnings that the report shows continued."""
-
-    @field_validator("lengths")
-    @classmethod
-    def _nested(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
-        if any(each < 1 or max(lengths) % each for each in lengths):
-            raise ValueError(f"expected whole multiples of which each divides the largest, found {list(lengths)}")
-        return lengths
-
-    @model_validator(mode="before")
-    @classmethod
-    def _published(cls, given: Any) -> Any:
-        """Fill in a published model's settings under those of the recipe."""
-        name = given.get("published") if isinstance(given, dict) else None
-        if name is None:
-            return given
-        if name not in PUBLISHED:
-            raise ValueError(f"published: no settings of '{name}'{nearest(str(name), PUBLISHED)}")
-        return under(PUBLISHED[name], given)
-
-    @model_validator(mode="after")
-    def _noise_needs_parts(self) -> PretrainConfig:
-        if self.noise_scale_every and self.micro_batches < 2:
-            raise ValueError(
-                "noise_scale_every needs micro_batches of at least 2: the noise is told from their differences"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _carried(self) -> PretrainConfig:
-        """What the architecture cannot carry is refused when the recipe is read."""
-        found = list(problems(self.objective, self.model.architecture, self.model.position, self.model.context_length))
-        if self.copying and self.model.architecture != "causal-decoder":
-            found.append("copying is measured on causal decoders")
-        if found:
-            raise ValueError("; ".join(found))
-        if self.lengths and not self.plain(self.model.architecture):
-            raise ValueError(LENGTHS)
-        return self
-
-    def plain(self, architecture: str) -> bool:
-        """Whether such a model reads a text as it stands, from the left."""
-        return isinstance(self.objective, CausalLM) and architecture == "causal-decoder"
-
-
-LENGTHS = "lengths reads plain text in longer windows: it belongs to a causal-decoder and causal-lm"
-
-
-def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> tuple[Shards, Shards, list[int]]:
-    """Token shards of both splits, and the bytes of each held-out document: of what its tokens spell, where the tokenizer
-    loses something, since the model is not asked for more."""
-    shards = []
-    for split in ("train", "heldout"):
-        found = write_shards(
+def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> Texts:
+    """Encode both splits. Raises Failed where one of them is empty."""
+    train, heldout = (
+        write_shards(
             context.out / "tokens" / split,
             ((row["id"], row["source"], row["text"]) for row in documents(corpus, split)),
             tokenizer.encode_many,
@@ -184,13 +64,12 @@ def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> tuple[Shard
             vocabulary=tokenizer.vocab_size,
             tokenizer=tokenizer.fingerprint,
         )
-        shards.append(found)
-    train, heldout = shards
-    texts = [row["text"] for row in documents(corpus, "heldout")]
-    spelt = [tokenizer.decode(heldout.document(index)) for index in range(len(heldout))]
-    if not texts or len(train) == 0:
-        raise Failed(f"{corpus}: expected training and held-out documents, found {len(train)} and {len(texts)}")
-    return train, heldout, [len(text.encode("utf-8")) for text in spelt]
+        for split in ("train", "heldout")
+    )
+    if not len(heldout) or len(train) == 0:
+        raise Failed(f"{corpus}: expected training and held-out documents, found {len(train)} and {len(heldout)}")
+    sizes = [len(tokenizer.decode(heldout.document(index)).encode("utf-8")) for index in range(len(heldout))]
+    return Texts(train, heldout, sizes, sum(len(text.encode("utf-8")) for text in _texts(corpus, "heldout")))
 
 
 def _once(path: Path, make: Any) -> Any:
@@ -208,7 +87,8 @@ def run(context: Context) -> Mapping[str, Any]:
     tokenizer, room = start.tokenizer, config.model.context_length
     parts = config.model if start.shape is None else start.shape
     _carried(name, config, parts, tokenizer)
-    train, heldout, sizes = prepare(context, tokenizer, corpus)
+    prepared = prepare(context, tokenizer, corpus)
+    train, heldout, sizes, original = prepared.train, prepared.heldout, prepared.sizes, prepared.original
     task = make_task(config.objective, tokenizer)
     layout = Layout(
         parts.architecture,
@@ -284,7 +164,6 @@ def run(context: Context) -> Mapping[str, Any]:
         **{name: each.score.to_json() for name, each in base.items()},
     }
     save_model(context.out / "model", model, tokenizer)
-    original = sum(len(row["text"].encode("utf-8")) for row in documents(corpus, "heldout"))
     if base and original == sum(sizes):  # else the model was asked for another text than the baselines
         scores["excess"] = {name: each.excess(bits).to_json() for name, each in base.items()}
     if config.lengths:
@@ -354,17 +233,13 @@ def continuations(
 
 def _carried(name: str, config: PretrainConfig, shape: Shape | ModelConfig, tokenizer: Tokenizer) -> None:
     """Refuse what a model that is continued, or a tokenizer, cannot carry."""
-    asked = (config.objective, shape.architecture)
-    found = list(problems(*asked, shape.position, config.model.context_length))
+    found = config.misfits(shape.architecture, shape.position)
     lacking = None if found else missing(
-        *asked, config.model.context_length, len(sentinels(tokenizer)), lambda token: tokenizer.find(token) is not None
+        config.objective, shape.architecture, config.model.context_length, len(sentinels(tokenizer)),
+        lambda token: tokenizer.find(token) is not None,
     )  # fmt: skip
-    if config.copying and shape.architecture != "causal-decoder":
-        found.append("copying is measured on causal decoders")
     if found or lacking:
         raise Refused(f"{name}: {lacking or '; '.join(found)}")
-    if config.lengths and not config.plain(shape.architecture):
-        raise Refused(f"{name}: {LENGTHS}")
 
 
 def _tight(layout: Layout, task: Task, length: int) -> Layout:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from lmlab.corpus.dedup import documents, spans
-from lmlab.corpus.dedup.documents import DuplicatesStep, NearDuplicates
+from lmlab.corpus.dedup.documents import DuplicatesStep
+from lmlab.corpus.dedup.index import IndexTask, NearDuplicates
 from lmlab.corpus.dedup.shuffle import Answers, Part, ranges
 from lmlab.corpus.dedup.spans import AnySpans, DuplicateSubstrings, GramKeys, Repeats, SpansStep, WindowKeys
 from lmlab.corpus.engine import Task
@@ -86,7 +87,7 @@ def documents_pass(parts: list[Part], config: NearDuplicates, exact: bool, work:
     """Find exact and near copies among the documents that are still kept."""
     settings = config.model_dump()
     title = "comparing"
-    indexing = _map(parts, lambda part: documents.IndexTask(part, config), work / "index", settings, 1)
+    indexing = _map(parts, lambda part: IndexTask(part, config), work / "index", settings, 1)
     do(title, indexing)
     indexes = _outs(indexing)
     starts = np.cumsum([0, *(part.rows for part in parts)])
