@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
-import platform
 import shutil
 import socket
 import time
@@ -26,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import __version__
+from lmlab.address import is_address
 from lmlab.config import Config
 from lmlab.errors import Failed, Refused
 from lmlab.progress import Metrics, say
+from lmlab.provenance import changed, digest, finished, identity, machine, outputs
 from lmlab.ranks import Board, rank
 
 
@@ -79,25 +79,20 @@ def folder_atomic(path: Path) -> Iterator[Path]:
         temporary.rename(path)
 
 
-def digest(value: Any) -> str:
-    """sha256 of a plain value's canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def digest_file(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @dataclass(frozen=True)
 class Input:
-    """What a stage takes: a role, the kinds of stage that can fill it, and whether it may be absent or several."""
+    """What a stage takes: a role, the kinds of stage that can fill it, and whether it may be absent or several. `model`: any
+    MODEL fills it (a run, hf:OWNER/NAME, preset:NAME). `named`: only what `from` names fills it, no stage by itself.
+    `addresses`: so does a model behind an address (`api:NAME@URL`); it comes as that text.
+    """
 
     role: str
     kinds: tuple[str, ...]
     required: bool = True
     several: bool = False
+    model: bool = False
+    named: bool = False
+    addresses: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,8 +101,9 @@ class StageKind:
 
     `version` changes whenever the code would make something else of the same settings. `sources` lists files or folders
     outside the run whose names, sizes and times belong to the fingerprint. `check` is asked when the recipe is read: given
-    the settings, and those of the recipe's stages that fill each role, it says what cannot be, or None. Of several
-    processes all run a stage that is `distributed`, and rank 0 alone any other.
+    the settings and, for each role that is filled, those of the stage that fills it (or the path, or MODEL, as the recipe
+    has it), it says what cannot be, or None. Of several processes all run a stage that is `distributed`, and rank 0 alone
+    any other.
     """
 
     config: type[Config]
@@ -179,7 +175,7 @@ def fingerprint(kind: str, spec: StageKind, config: Config, seed: int, inputs: M
         {
             "kind": kind,
             "version": spec.version,
-            "config": config.model_dump(mode="json", exclude=set(config.apart)),
+            "config": config.essence(),
             "seed": seed if spec.seeded else None,
             "inputs": dict(inputs),
             "sources": listed,
@@ -187,43 +183,8 @@ def fingerprint(kind: str, spec: StageKind, config: Config, seed: int, inputs: M
     )
 
 
-def identity(stage: Path) -> str:
-    """Identity of a finished stage or of any MODEL directory: what was asked for and what came out of it."""
-    path = stage / "provenance.json"
-    if path.exists():
-        provenance = json.loads(path.read_text(encoding="utf-8"))
-        return digest([provenance["fingerprint"], provenance["outputs"]])
-    files = sorted(p for p in stage.iterdir() if p.is_file() and not p.name.startswith("."))
-    return digest([(p.name, digest_file(p)) for p in files])
-
-
-def finished(stage: Path) -> dict[str, Any] | None:
-    """The provenance of a finished stage, or None."""
-    try:
-        return json.loads((stage / "provenance.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-
-
-def machine() -> dict[str, Any]:
-    """What ran the work, for provenance."""
-    return {
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "lmlab": __version__,
-        "packages": _versions(("torch", "numpy", "tokenizers", "pyarrow")),
-    }
-
-
-def _versions(names: tuple[str, ...]) -> dict[str, str]:
-    from importlib import metadata
-
-    found = {}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+class TogetherFailed(Failed):
+    """A stage that several processes worked on failed: which of them stands where in it is not known."""
 
 
 class RunDirectory:
@@ -304,6 +265,8 @@ class RunDirectory:
             context.tick()
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self.record(name, _entry(kind, status, round(context.seconds, 3), wanted, {"error": str(error)[:500]}))
+            if context.board is not None and isinstance(error, Failed):
+                raise TogetherFailed(str(error)) from error
             raise
         finally:
             context.metrics.close()
@@ -318,7 +281,7 @@ class RunDirectory:
                 "seed": seed,
                 "inputs": {role: _places(place, self.path) for role, place in inputs.items()},
                 "identities": identities,
-                "outputs": _outputs(out),
+                "outputs": outputs(out),
                 "machine": machine(),
                 "finished": time.strftime("%FT%T%z"),
                 "seconds": seconds,
@@ -352,12 +315,16 @@ def follow(board: Board, kind: Callable[[str], StageKind]) -> None:
     while "stage" in (call := board.hear()):
         spec, out = kind(call["stage"]), Path(call["out"])
         inputs = {
-            role: {name: Path(each) for name, each in place.items()} if isinstance(place, dict) else Path(place)
+            role: {name: _filler(each) for name, each in place.items()} if isinstance(place, dict) else _filler(place)
             for role, place in call["inputs"].items()
         }
         config = spec.config.model_validate(call["config"])
         made = (call["name"], call["stage"], config, inputs, out, call["seed"], Metrics(out))
         spec.run(Context(*made, seconds_before=call["seconds"], board=board))
+
+
+def _filler(text: str) -> Path | str:
+    return text if is_address(text) else Path(text)
 
 
 def _entry(kind: str, status: str, seconds: float, wanted: str, headline: Mapping[str, Any]) -> dict[str, Any]:
@@ -367,7 +334,7 @@ def _entry(kind: str, status: str, seconds: float, wanted: str, headline: Mappin
 def _places(place: Any, root: Path) -> Any:
     if isinstance(place, dict):
         return {name: _places(each, root) for name, each in place.items()}
-    return os.path.relpath(place, root)
+    return str(place) if str(place).startswith("preset:") or isinstance(place, str) else os.path.relpath(place, root)
 
 
 def _read_state(out: Path) -> dict[str, Any]:
@@ -375,33 +342,3 @@ def _read_state(out: Path) -> dict[str, Any]:
         return json.loads((out / "state.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return {}
-
-
-VOLATILE = {"state.json", "metrics.jsonl", "provenance.json", "plan.json"}
-
-
-def _outputs(out: Path) -> dict[str, str]:
-    """Hashes of what a stage made; checkpoints, logs and hidden files are not results."""
-    found = {}
-    for path in sorted(out.rglob("*")):
-        inside = path.relative_to(out)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        apart = hidden or inside.parts[0] in ("checkpoints", "tensorboard") or inside.name in VOLATILE
-        if path.is_file() and not apart:
-            found[str(inside)] = digest_file(path)
-    return found
-
-
-def changed(done: Mapping[str, Any], config: Config, seed: int) -> str:
-    """Which settings differ from those of a finished stage, in a few words."""
-    now = config.model_dump(mode="json")
-    before = done.get("config", {})
-    keys = sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
-    if keys:
-        return ", ".join(f"{key}: {_short(before.get(key))} then, {_short(now.get(key))} now" for key in keys[:3])
-    return f"seed {done['seed']} then, {seed} now" if done.get("seed") != seed else "an input or the code changed"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from lmlab.errors import Failed
 from lmlab.progress import say
-from lmlab.run import digest_file, folder_atomic, write_json
+from lmlab.provenance import digest_file
+from lmlab.run import folder_atomic, write_json
 from lmlab.train.optimizer import named_state, restore_state
 from lmlab.train.parallel.layout import Layout
 from lmlab.train.sharded import is_part, local, part, whole

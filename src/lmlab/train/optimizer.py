@@ -163,14 +163,15 @@ def restore_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer
         owner[id(parameter)].state[parameter][key] = alike(kept, parameter) if lies else kept
 
 
-def clip(parameters: Sequence[Tensor], largest: float) -> float:
-    """Scale all gradients so that their global norm is at most `largest` (0: only measure). Returns the norm before."""
+def clip(parameters: Sequence[Tensor], largest: float, agree: Callable[[float], float] = float) -> float:
+    """Scale all gradients so that their global norm is at most `largest` (0: only measure). Returns the norm before.
+    `agree`: the number that all ranks take, so that weights which several of them hold stay alike to the last bit."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     by_mesh: dict[Any, list[Tensor]] = {}
     for gradient in gradients:
         by_mesh.setdefault(mesh_of(gradient), []).append(gradient)
     norms = [float(whole(torch.nn.utils.get_total_norm(each))) for each in by_mesh.values()]
-    norm = norms[0] if len(norms) == 1 else math.hypot(*norms)
+    norm = agree(norms[0] if len(norms) == 1 else math.hypot(*norms))
     if largest and norm > largest:
         torch._foreach_mul_([local(each) for each in gradients], largest / (norm + 1e-6))
     return norm

@@ -14,7 +14,8 @@ from lmlab.train.parallel.layout import Layout
 
 
 class Objective(Protocol):
-    """See `lmlab.objective`. `report(output, batch) -> {name: (sum, count)}` is optional."""
+    """See `lmlab.objective`. `report(output, batch) -> {name: (sum, count)}` is optional; so is `loss_and_report`, which
+    gives both where one is a part of the other."""
 
     weights: dict[str, float]
 
@@ -93,7 +94,7 @@ def accumulate(
     if layout.several:
         means, averaged, reported = _over_ranks(layout, means, averaged, reported)
     loss = averaged.pop(PENALTY, 0.0) + sum(objective.weights[term] * value for term, value in means.items())
-    ratios = {name: top / max(bottom, 1e-12) for name, (top, bottom) in reported.items()}
+    ratios = {name: top / bottom for name, (top, bottom) in reported.items() if bottom > 0}
     return {"loss": loss, **means, **averaged, **ratios}
 
 
@@ -137,9 +138,12 @@ def make_forward(network: nn.Module, objective: Objective, compiled: bool) -> Ca
     """batch -> (sums of the terms, reported numbers, auxiliary statistics): the network, then the objective, as one
     function to compile."""
     report = getattr(objective, "report", None)
+    both = getattr(objective, "loss_and_report", None)
 
     def forward(batch: Any) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
         output = network(**objective.inputs(batch))
+        if both is not None:
+            return *both(output, batch), auxiliary_of(output)
         extra = report(output, batch) if report else {}
         return objective.loss(output, batch), extra, auxiliary_of(output)
 

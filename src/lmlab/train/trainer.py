@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import nn
 
 from lmlab.config import Config
-from lmlab.errors import Failed, Refused
+from lmlab.errors import Failed
 from lmlab.progress import bar, say
 from lmlab.run import Context, write_json
 from lmlab.train import checkpoint
@@ -119,9 +119,7 @@ class _Run:
         self.trained = [p for p in network.parameters() if p.requires_grad]
         self.average = Average(network, config.ema) if config.ema is not None else None
         self.detector, self.journal = Detector(config.spikes), Journal()
-        if config.noise_scale_every and layout.several:
-            raise Refused(f"{context.name}: noise_scale_every is measured by one process, found {layout.world.size}")
-        self.noise = NoiseScale(self.trained) if config.noise_scale_every else None
+        self.noise = NoiseScale(self.trained, layout) if config.noise_scale_every else None
         self.metrics: dict[str, float] = {}
         self.saved = time.monotonic()
         self.hooks = _shrink_embedding_gradient(network, config.embedding_gradient)
@@ -231,7 +229,8 @@ class _Run:
             metrics |= layer_norms(self.network)
         if measured is not None:
             metrics |= measured.end([sum(self.objective.count(batch).values()) for batch in batches])
-        metrics["grad_norm"] = clip(self.trained, self.config.clip)
+        metrics["grad_norm"] = clip(self.trained, self.config.clip, self.layout.agree)
+        metrics["loss"] = self.layout.agree(metrics["loss"])  # what is done about a spike follows from these two
         reason = self._spike(step, metrics)
         if reason is not None:
             self._clear()
@@ -304,9 +303,10 @@ class _Run:
         return self.restore() if self._goes_back else None
 
     def _checkpoint_before(self, step: int) -> int:
-        """The newest good checkpoint at or before a step, else the oldest there is."""
-        steps = [checkpoint.step_of(path) for path in checkpoint.listed(self.folder) if checkpoint.good(path)]
-        return max((each for each in steps if each <= step), default=min(steps, default=0))
+        """The newest good checkpoint at or before a step, else the oldest there is: as rank 0 finds them."""
+        found = checkpoint.listed(self.folder) if self.layout.leads else []
+        steps = [checkpoint.step_of(path) for path in found if checkpoint.good(path)]
+        return int(self.layout.agree(max((each for each in steps if each <= step), default=min(steps, default=0))))
 
 
 def _finite(metrics: Mapping[str, float]) -> bool:

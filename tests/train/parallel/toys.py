@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,18 +16,28 @@ from lmlab.model.config import ModelConfig
 from lmlab.model.settings import MoEConfig
 from lmlab.model.transformer import Transformer
 from lmlab.objective.batch import Batch
-from lmlab.objective.language_model import LanguageModel
+from lmlab.objective.blanks import BlankTask, Marks
+from lmlab.objective.example import Task
+from lmlab.objective.language_model import LanguageModel, MixedLanguageModel, RegularisedLanguageModel
+from lmlab.objective.layout import Layout as Rows
+from lmlab.objective.mixture import MixtureTask
+from lmlab.objective.settings import BlankInfilling
+from lmlab.objective.tasks import PrefixTask, SpanTask
 from lmlab.progress import Metrics, read_jsonl
 from lmlab.run import Context, write_json
+from lmlab.train.data import ExampleWindows
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel import Layout, ParallelConfig, World
 from lmlab.train.parallel.apply import parallelize
+from lmlab.train.ramp import Batches, RampConfig
 from lmlab.train.schedule import ScheduleConfig
 from lmlab.train.sharded import whole
 from lmlab.train.step import accumulate, make_forward
 from lmlab.train.trainer import TrainConfig, fit
 
 VOCABULARY, LENGTH, ROWS = 48, 16, 8
+SENTINELS, MARKS, END, FIRST = range(1, 9), Marks(9, 10, 11, 12, 13), 0, 16
+"""Special tokens of the objectives' text, and the first id of its words."""
 SHAPE = {"layers": 2, "d_model": 32, "heads": 4, "vocab_size": VOCABULARY, "context_length": LENGTH}
 MODELS = {
     "dense": ModelConfig(**SHAPE, kv_heads=2, qk_norm=True),
@@ -34,6 +47,50 @@ MODELS = {
     ),
 }
 """The three kinds of the law, with biases, gains of queries, tied and untied heads, and other parts spread over them."""
+
+
+TRAINED: dict[str, tuple[ModelConfig, Task, LanguageModel]] = {
+    "spans": (MODELS["encoder-decoder"], SpanTask(0.3, 2.0, SENTINELS, END), LanguageModel()),
+    "blanks": (
+        ModelConfig(**{**SHAPE, "context_length": 32}, architecture="prefix-decoder", position="glm-2d"),
+        BlankTask(BlankInfilling(), MARKS, np.array([END])),
+        RegularisedLanguageModel(1e-3),
+    ),
+    "mixture": (
+        MODELS["encoder-decoder"].model_copy(update={"context_length": 32}),
+        MixtureTask([SpanTask(0.3, 2.0, SENTINELS, END), PrefixTask()], [1.0, 1.0], 1),
+        MixedLanguageModel(["spans", "prefix"], z_loss=1e-3),
+    ),
+}
+"""Objectives other than the causal one, each with an architecture that carries it."""
+
+
+@functools.cache
+def text() -> Any:
+    """Documents of which the next word follows from the one before, as token shards hold them."""
+    lengths = np.random.default_rng(0).integers(5, 40, 60)
+    documents = [[END, *(FIRST + (start + 7 * np.arange(n)) % 31)] for start, n in enumerate(lengths)]
+    starts = np.cumsum([0, *map(len, documents)])
+    return SimpleNamespace(tokens=np.concatenate(documents).astype(np.uint16), starts=starts)
+
+
+def objective_of(kind: str) -> LanguageModel:
+    return TRAINED[kind][2] if kind in TRAINED else RegularisedLanguageModel(1e-3)
+
+
+def model_of(kind: str) -> ModelConfig:
+    return TRAINED[kind][0] if kind in TRAINED else MODELS[kind]
+
+
+RAMP = Batches(ROWS, LENGTH, RampConfig(stages=((0, 4 * LENGTH), (2, ROWS * LENGTH)), learning_rate="sqrt"))
+
+
+def examples_of(kind: str, share: tuple[int, int]) -> ExampleWindows:
+    """A rank's part of the text under an objective, in batches that grow."""
+    config, task, _ = TRAINED[kind]
+    room, encoder = config.context_length, config.context_length if config.has_encoder else 0
+    rows = Rows(config.architecture, room, encoder, 1, 1, config.position == "glm-2d")
+    return ExampleWindows(text(), task, rows, LENGTH, RAMP, 2, 3, True, share=share)
 
 
 def batch_of(kind: str, step: int, rows: int = ROWS) -> Batch:
@@ -59,6 +116,8 @@ def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
 
 def source_of(kind: str, share: tuple[int, int] = (0, 1), micro_batches: int = 2):
     """Every step's micro-batches, or a rank's part of each."""
+    if kind in TRAINED:
+        return examples_of(kind, share)
 
     def source(step: int) -> list[Batch]:
         parts = np.array_split(np.arange(ROWS), micro_batches)
@@ -68,12 +127,12 @@ def source_of(kind: str, share: tuple[int, int] = (0, 1), micro_batches: int = 2
 
 
 def network_of(kind: str, dtype: torch.dtype = torch.float64, **changed) -> Transformer:
-    return Transformer(MODELS[kind].model_copy(update=changed)).initialise(1).to(dtype)
+    return Transformer(model_of(kind).model_copy(update=changed)).initialise(1).to(dtype)
 
 
 def gradients(kind: str, dtype: torch.dtype, layout: Layout) -> tuple[float, dict[str, Tensor]]:
     """The first step's loss and whole gradients, before clipping."""
-    network, objective = network_of(kind, dtype).train(), LanguageModel(z_loss=1e-3)
+    network, objective = network_of(kind, dtype).train(), objective_of(kind)
     parallelize(network, layout)
     batches = source_of(kind, layout.share)(0)
     found = accumulate(make_forward(network, objective, False), objective, batches, "float32", layout=layout)
@@ -105,10 +164,11 @@ def train(
     dtype: torch.dtype = torch.float64,
     optimizer: str = "adamw",
     steps: int = 20,
+    sources=None,
     **more,
 ) -> nn.Module:
-    """Train a toy; what it logged is in `curve(out)`."""
-    layout = Layout(parallel, world, MODELS[kind])
+    """Train a toy; what it logged is in `curve(out)`. `sources`: as `source_of`."""
+    layout = Layout(parallel, world, model_of(kind))
     settings = TrainConfig(
         steps=steps,
         optimizer=OptimizerConfig(name=optimizer, learning_rate=1e-2),  # type: ignore[arg-type]
@@ -117,9 +177,9 @@ def train(
         **more,
     )
     network = network_of(kind, dtype)
-    source = source_of(kind, layout.share)
-    objective = LanguageModel(z_loss=1e-3)
-    fit(network, objective, source, settings, context_at(out), tokens=lambda batch: batch.size, layout=layout)
+    source = (sources or source_of)(kind, layout.share)
+    given = (network, objective_of(kind), source, settings, context_at(out))
+    fit(*given, tokens=lambda batch: batch.size, layout=layout, batches=RAMP if kind in TRAINED else None)
     return network
 
 

@@ -39,6 +39,8 @@ def tensor_misfits(shape: ModelConfig, ranks: int, sequence: bool) -> Iterator[s
         yield f"{where}: vocab_size {shape.vocab_size} cannot be divided by it"
     if sequence and shape.context_length % ranks:
         yield f"{where}: context_length {shape.context_length} cannot be divided by it; or set sequence: false"
+    if sequence and shape.has_encoder and 16 % ranks:
+        yield f"{where}: a decoder beside an encoder has rows of multiples of 16; or set sequence: false"
     if sequence and shape.dropout:
         yield f"{where}: dropout draws the same on every rank: it goes with sequence: false"
     if shape.position in ("relative-bias", "transformer-xl"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmlab.corpus.shards import write_shard
+from lmlab.corpus.shards import write_shards
 from lmlab.model.config import ModelConfig
 from lmlab.objective.layout import Layout as Rows
 from lmlab.objective.tasks import PrefixTask
@@ -38,7 +38,8 @@ def shard(tmp_path_factory):
     def encode(batch):
         return [[2 + (int(text) + i) % 15 for i in range(5 + int(text) % 40)] for text in batch]
 
-    return write_shard(tmp_path_factory.mktemp("shard") / "tokens", map(str, range(60)), encode, 0, 40)
+    documents = ((str(n), "toy", str(n)) for n in range(60))
+    return write_shards(tmp_path_factory.mktemp("shard") / "tokens", documents, encode, end_of_text=0, vocabulary=40)
 
 
 @pytest.mark.parametrize(("rows", "micro_batches", "size"), [(8, 2, 2), (7, 2, 3), (3, 1, 4), (5, 3, 2)])
