@@ -73,6 +73,36 @@ def test_a_recipe_on_two_ranks_is_the_recipe_on_one(recipe, tmp_path):
     assert "pretrain: finished before, skipped" in again.stderr
 
 
+ARMS = """
+arms:
+  spans:
+    pretrain.objective: span-corruption
+    pretrain.model.architecture: encoder-decoder
+  hopeless: {pretrain.optimizer.learning_rate: 1e+30}
+  after: {}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_arms_share_ranks_until_one_fails_in_what_all_do(recipe, tmp_path):
+    """An encoder-decoder that learns spans, as on one process; then a stage in which all ranks fail, after which no rank can
+    be sure of the others. Started again without it, what is finished is skipped."""
+    recipe.write_text(recipe.read_text().replace("vocab_size: 300", "vocab_size: 400, sentinels: 20") + ARMS)
+    two = run(recipe, tmp_path / "two", 2, "pretrain.parallel.zero=2")
+    assert two.returncode != 0
+    assert "the loss is nan" in two.stderr or "the gradient norm is nan" in two.stderr
+    assert not (tmp_path / "two" / "after").exists()
+    recipe.write_text(recipe.read_text().replace("  hopeless: {pretrain.optimizer.learning_rate: 1e+30}\n", ""))
+    again, one = run(recipe, tmp_path / "two", 2), run(recipe, tmp_path / "one", 1)
+    assert (again.returncode, one.returncode) == (0, 0), again.stderr + one.stderr
+    assert "pretrain: finished before, skipped" in again.stderr
+    for arm in ("spans", "after"):
+        files = [tmp_path / n / arm / "seed-0" / "pretrain" / "metrics.jsonl" for n in ("one", "two")]
+        curves = [[row["loss"] for row in read_jsonl(path)] for path in files]
+        assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_what_cannot_be_is_said_once_before_any_work(recipe, tmp_path):
