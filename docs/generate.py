@@ -25,13 +25,29 @@ NAME: {use: KIND, from: {ROLE: OTHER}, ...settings}
 ```
 
 `use` may be left out where the name is a kind. `from` says which earlier stage, or which path, fills a role; left out, it is the
-nearest stage before that fits. Top-level keys beside the stages: `description`, `seeds` (a list), `grid` (setting: [values]).
+nearest stage before that fits. Top-level keys beside the stages:
+
+| key | value | meaning |
+|---|---|---|
+| `description` | text | for people |
+| `seeds` | list of whole numbers | every arm runs once a seed; default [0] |
+| `arms` | NAME: {setting: value, ...} | variants, each with some settings changed together; `{}` is the recipe as it stands |
+| `grid` | setting: [value, ...] | every combination of the values is an arm; with `arms`, each of them at each |
+
+Settings in `arms` and `grid` are written as on the command line: `pretrain.model.norm: layernorm`. Runs stand in `ARM/seed-N/STAGE`, and
+equal stages are made once and shared. A run that fails is noted, the others go on, and the exit status is 1. Differences are against
+the first arm.
+
 Any setting can be changed on the command line: `lmlab run RECIPE corpus.sources[0].path=/some/folder pretrain.minutes=2`.
 """
 
 
-def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """(setting, type, default, help) of every setting, nested ones after the setting that holds them."""
+def rows(
+    model: type[BaseModel], prefix: str = "", above: tuple[type[BaseModel], ...] = ()
+) -> Iterator[tuple[str, str, str, str]]:
+    """(setting, type, default, help) of every setting, nested ones after the setting that holds them. Where one of several
+    kinds can stand, told apart by `name`, the help says whose setting it is; a kind that stands `above` is not listed again.
+    """
     for name, field in model.model_fields.items():
         default = (
             "required"
@@ -42,9 +58,16 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, s
         single = len(nested) == 1 and isinstance(default, nested[0])
         shown = "" if single else _value(default)
         yield f"{prefix}{name}", _type(field.annotation), shown, " ".join((field.description or "").split())
+        many = typing.get_origin(field.annotation) in (list, tuple)
         for inner in nested:
-            many = typing.get_origin(field.annotation) in (list, tuple)
-            yield from rows(inner, f"{prefix}{name}{'[i]' if many else ''}.")
+            if inner in above:
+                continue
+            kind = inner.model_fields["name"].default if len(nested) > 1 and "name" in inner.model_fields else None
+            for setting, *rest, meaning in rows(inner, f"{prefix}{name}{'[i]' if many else ''}.", (*above, *nested)):
+                if kind is None:
+                    yield setting, *rest, meaning
+                elif not setting.endswith("].name") and not setting.endswith(f"{name}.name"):
+                    yield setting, *rest, f"Of {kind}. {meaning}" if not meaning.startswith("Of ") else meaning
 
 
 def flat(annotation: Any) -> Iterator[Any]:
@@ -57,6 +80,11 @@ def flat(annotation: Any) -> Iterator[Any]:
 
 
 def _type(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _type(typing.get_args(annotation)[0])
+    kinds = [a for a in typing.get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+    if len(kinds) > 1 and all("name" in kind.model_fields for kind in kinds):
+        return "one of " + ", ".join(str(kind.model_fields["name"].default) for kind in kinds)
     if typing.get_origin(annotation) is typing.Literal:
         return " or ".join(map(str, typing.get_args(annotation)))
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lmlab import __version__
-from lmlab.errors import LmlabError
+from lmlab.errors import Failed, LmlabError
+from lmlab.ranks import leave, rank
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,7 +26,7 @@ app = typer.Typer(
     help="lmlab: the whole life of a language model on one stack. Start with: lmlab demo",
 )
 corpus_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build a corpus and look into it.")
-tokenizer_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train a tokenizer.")
+tokenizer_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train and compare tokenizers.")
 model_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Look at a model, bring one in, take one out."
 )
@@ -42,15 +44,28 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable, on standar
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run, a stage, a model directory, hf:OWNER/NAME or preset:NAME.")
 ]
+AnyModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run, a stage, a model directory, hf:OWNER/NAME, preset:NAME, or api:NAME@URL (a model behind an "
+        "OpenAI-compatible address; its key comes from LMLAB_API_KEY).",
+    ),
+]
 
 
 def main() -> None:
     """Entry point: errors of ours are one message, not a traceback."""
     try:
         app()
+    except SystemExit as end:
+        leave(end.code)
     except LmlabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        if rank() == 0 or isinstance(error, Failed):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(20)  # rank 0 refuses the same and says so, unless a launcher that saw this one end has ended it
+        leave(error.exit_status)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
@@ -59,6 +74,8 @@ def main() -> None:
 
 
 def _show(value: Any, as_json: bool, text: str | None = None) -> None:
+    if rank() > 0:
+        return
     if as_json or text is None:
         print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
     else:
@@ -86,11 +103,29 @@ def _run(
     from lmlab import recipe
 
     read = recipe.load(name, overrides or [])
-    place = recipe.run(read, out or Path("runs") / read.name, **chosen)
-    path = place / "run.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"arms": list(read.arms)}
-    _show({"run": str(place), **summary}, as_json, _table(place, summary))
+    place, failure = out or Path("runs") / read.name, None
+    try:
+        recipe.run(read, place, **chosen)
+    except recipe.ArmsFailed as error:  # what the others found is shown before it is raised
+        failure = error
+    if read.single:
+        path = place / "run.json"
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"arms": list(read.arms)}
+        text = _table(place, summary)
+    else:
+        summary, text = _arms(place)
+    _show({"run": str(place), **summary}, as_json, text)
+    if failure is not None:
+        raise failure
     return place, summary
+
+
+def _arms(place: Path) -> tuple[dict[str, Any], str]:
+    from lmlab.report.summary import describe, summarise
+
+    found = {**json.loads((place / "arms.json").read_text(encoding="utf-8")), **summarise(place)}
+    lines = [f"run: {place}", describe(found), f"report: lmlab report {place}"]
+    return found, "\n".join(line for line in lines if line)
 
 
 def _table(place: Path, summary: dict[str, Any]) -> str:
@@ -170,6 +205,27 @@ def _corpus(place: Path) -> Path:
     return place / "corpus" if (place / "corpus" / "documents").is_dir() else place
 
 
+@corpus_app.command("curve")
+def corpus_curve(
+    bands: Annotated[int | None, typer.Option(min=1, help="Bands of a signature. Default 16.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Hashes in a band. Default 8.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of hashes that verifies a pair.")] = 0.7,
+    permutations: Annotated[
+        int | None, typer.Option(min=1, help="Hashes in all; without bands and rows, the best for the threshold.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the curve as an image, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How likely MinHash is to find a pair, by how alike the two are: the S-curve of bands and rows."""
+    from lmlab.corpus.dedup.curve import asked, drawn, shown
+    from lmlab.run import write_atomic
+
+    found = asked(bands, rows, permutations, threshold)
+    if svg:
+        write_atomic(svg, drawn(found))
+    _show(found, as_json, shown(found))
+
+
 @corpus_app.command("inspect")
 def corpus_inspect(
     place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],
@@ -189,6 +245,23 @@ def corpus_inspect(
     _show(found, as_json, format_inspect(found))
 
 
+@corpus_app.command("audit")
+def corpus_audit(
+    place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],
+    by: Annotated[
+        list[str] | None, typer.Option("--by", help="source, language, length, kind, or a field of meta. Repeatable.")
+    ] = None,
+    step: Annotated[list[str] | None, typer.Option("--step", help="Only this step. Repeatable.")] = None,
+    ratio: Annotated[float, typer.Option("--ratio", help="Warn from so many times the rest's removal rate on.")] = 1.25,
+    as_json: Json = False,
+) -> None:
+    """What each dropping step removes by slice: removal rates with intervals, and warnings."""
+    from lmlab.corpus.audit import audit, format_audit
+
+    found = audit(_corpus(place), by or (), step or (), ratio=ratio)
+    _show(found, as_json, format_audit(found))
+
+
 @corpus_app.command("why")
 def corpus_why(
     place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],
@@ -202,12 +275,49 @@ def corpus_why(
     _show(found, as_json, format_why(found))
 
 
+@corpus_app.command("links")
+def corpus_links(
+    places: Annotated[list[Path], typer.Argument(metavar="SUBMISSIONS...", help="Submissions: RS_*.zst, or folders.")],
+    out: Annotated[Path, typer.Option(help="The list to write, an address a line.")],
+    karma: Annotated[int, typer.Option(help="Least score of a submission (WebText: 3).")] = 3,
+    window: Annotated[int, typer.Option(help="MiB that a compressed file may ask for (Reddit's: 2048).")] = 128,
+    as_json: Json = False,
+) -> None:
+    """The addresses that Reddit-style submissions recommend: the pages for a source's web.urls."""
+    from lmlab.corpus.readers.links import files_of, links
+    from lmlab.corpus.readers.records import Limits
+
+    files = [file for place in places for file in files_of(str(place), "links")]
+    found = links(files, karma, out, Limits(window=window << 20))
+    _show(found, as_json, f"{found['distinct']:,} addresses in {out} ({found['broken']:,} broken records left out)")
+
+
 @tokenizer_app.command("train")
 def tokenizer_train(
     recipe: RecipeArgument, overrides: Overrides = None, out: Out = None, fresh: Fresh = False, as_json: Json = False
 ) -> None:
     """Train the tokenizer of a recipe."""
     _run(recipe, overrides, out, as_json, needs_of="tokenizer", fresh=fresh)
+
+
+@tokenizer_app.command("compare")
+def tokenizer_compare(
+    tokenizers: Annotated[
+        list[str],
+        typer.Argument(metavar="TOKENIZER...", help="Directories, tokenizer.json files, runs, hf:OWNER/NAME."),
+    ],
+    text: Annotated[list[str], typer.Option(help="A run, a text file or a folder of them; may be given again.")],
+    rounds: Annotated[int, typer.Option(help="Rounds that speed is the median of.", min=1)] = 3,
+    as_json: Json = False,
+) -> None:
+    """Compare tokenizers on the same text: bytes per token by source and language, use, losses, speed."""
+    from lmlab.corpus.passages import passages
+    from lmlab.text.compare import compare, describe
+    from lmlab.text.tokenizer import Tokenizer, find_tokenizer
+
+    opened = {reference: Tokenizer.load(find_tokenizer(reference)) for reference in tokenizers}
+    rows = compare(opened, passages(text), rounds)
+    _show({"tokenizers": rows}, as_json, describe(rows))
 
 
 @model_app.command("list")
@@ -269,7 +379,7 @@ def model_export(
 
 @app.command("eval")
 def evaluate(
-    model: ModelArgument,
+    model: AnyModelArgument,
     tasks: Annotated[str, typer.Option(help="Tasks, with commas; 'list' names them.")] = "list",
     out: Annotated[Path | None, typer.Option(help="Where run.json and items.jsonl go.")] = None,
     items: Annotated[int, typer.Option(help="Items a task.")] = 64,
@@ -297,7 +407,7 @@ def compare(
 
 @app.command()
 def generate(
-    model: ModelArgument,
+    model: AnyModelArgument,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -318,6 +428,7 @@ def generate(
     contrastive: Annotated[float | None, typer.Option(help="Contrastive search with this alpha.")] = None,
     draft: Annotated[str | None, typer.Option(help="A smaller MODEL of the same tokenizer that drafts.")] = None,
     precision: Annotated[str, typer.Option(help="float32, bfloat16, int8 or int4.")] = "float32",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the decoding step: slow to start.")] = False,
     as_json: Json = False,
 ) -> None:
     """Continue a text: greedily, by sampling, beam search, contrastive search, or with a draft model."""
@@ -328,7 +439,7 @@ def generate(
     form = {"stop": tuple(stop or ()), "regex": regex, "json_schema": json_schema, "truncate": truncate}
     counts = {"max_new_tokens": max_new_tokens, "top_logprobs": top_logprobs, "presence_penalty": presence_penalty}
     search = {"beams": beams, "length_penalty": length_penalty, "contrastive": contrastive, "draft": draft}
-    found = continue_text(model, prompt, {**draw, **penalties, **form, **counts}, search, precision)
+    found = continue_text(model, prompt, {**draw, **penalties, **form, **counts}, search, precision, compile)
     _show(found, as_json, found["text"])
 
 
@@ -419,7 +530,7 @@ def schema(
 
 @app.command()
 def chat(
-    model: ModelArgument,
+    model: AnyModelArgument,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens an answer.")] = 128,
 ) -> None:

@@ -20,6 +20,10 @@ class Completion:
     text: str
     finish_reason: str
 
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
 
 @dataclass
 class FakeEngine:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from lmlab.errors import Refused
 from lmlab.generate.cache import Cache
+from lmlab.generate.decoders import decoder_for
 from lmlab.generate.engine import Engine, Sampling
-from lmlab.generate.module_decoder import ModuleDecoder, decoder_for
+from lmlab.generate.module_decoder import ModuleDecoder
 from lmlab.model.config import ModelConfig
 from lmlab.model.transformer import Transformer
 

@@ -59,6 +59,28 @@ def test_a_causal_decoder_becomes_a_prefix_decoder() -> None:
         prefix_decoder(prefix)
 
 
+def test_a_converted_model_is_trained_on() -> None:
+    model = prefix_decoder(make(tie_embeddings=False)).train()
+    tokens, prefix = random_tokens(4, 12), torch.full((4,), 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(5):
+        logits = model(tokens, prefix_B=prefix).logits()[:, 5:-1]
+        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 6:].flatten()))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("prefix", [-1, 25])
+def test_a_prefix_beyond_the_context_is_refused(prefix: int) -> None:
+    model = make(architecture="prefix-decoder")
+    with pytest.raises(ValueError, match=f"prefix_B is {prefix}; expected 0 to the model's context of 24"):
+        model(random_tokens(1, 10), prefix_B=torch.tensor([prefix]))
+    model(random_tokens(1, 10), prefix_B=torch.tensor([24]))
+
+
 @pytest.mark.parametrize(("architecture", "position"), pairs())
 def test_padding_on_either_side_changes_nothing(architecture: str, position: str) -> None:
     model = make(architecture=architecture, position=position)

@@ -41,6 +41,26 @@ def x_of(rows: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(2, rows, 32, generator=torch.Generator().manual_seed(seed))
 
 
+def test_jitter_turns_the_router_s_choice_in_training_only() -> None:
+    """Of a token of ones and a router of one weight an expert, the logit is the sum of the jittered ones."""
+    moe = layer(experts=2, top_k=2, normalise="all", jitter=0.5)
+    with torch.no_grad():
+        moe.router.weight.zero_()
+        moe.router.weight[0, 0] = 1.0
+    x_ND = torch.ones(4000, 32)
+    still, _ = moe.route(x_ND, Routing())
+    assert still[:, 0].unique().numel() == 1
+    moe.train()
+    torch.manual_seed(0)
+    weights_NC, chosen_NC = moe.route(x_ND, Routing())
+    first_N = torch.where(chosen_NC[:, 0] == 0, weights_NC[:, 0], weights_NC[:, 1])
+    factor_N = (first_N / (1 - first_N)).log().detach()
+    assert float(factor_N.min()) >= 0.5 - 1e-4 and float(factor_N.max()) <= 1.5 + 1e-4
+    # Uniform on (0.5, 1.5): mean 1, variance 1/12; six standard errors of 4,000 draws.
+    assert abs(float(factor_N.mean()) - 1) < 6 * math.sqrt(1 / 12 / 4000)
+    assert abs(float(factor_N.var()) - 1 / 12) < 0.01
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("normalise", ["chosen", "all"])
 def test_one_expert_is_the_dense_layer(bias: bool, normalise: str) -> None:

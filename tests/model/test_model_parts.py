@@ -1,5 +1,7 @@
 """The model's laws: kernels agree, packed documents do not meet, counts are true, what cannot be is refused."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lmlab.model.config import GATED, ModelConfig
+from lmlab.model.feed_forward import ACTIVATIONS, FeedForward
 from lmlab.model.transformer import Transformer
 
 
@@ -158,6 +161,57 @@ def test_a_config_that_cannot_be_is_refused_with_the_reason(wrong: dict, message
     usual = {"layers": 2, "d_model": 32, "heads": 4, "vocab_size": 50, "context_length": 24}
     with pytest.raises(ValidationError, match=message):
         ModelConfig(**{**usual, **wrong})
+
+
+def _normal(x: float) -> float:
+    return 0.5 * (1 + math.erf(x / math.sqrt(2)))
+
+
+def _tanh_gelu(x: float) -> float:
+    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+FORMULAS = {
+    "relu": lambda x: max(x, 0.0),
+    "gelu": lambda x: x * _normal(x),
+    "gelu-tanh": _tanh_gelu,
+    "silu": lambda x: x / (1 + math.exp(-x)),
+    "relu2": lambda x: max(x, 0.0) ** 2,
+    "glu": lambda x: 1 / (1 + math.exp(-x)),
+    "swiglu": lambda x: x / (1 + math.exp(-x)),
+    "geglu": lambda x: x * _normal(x),
+    "geglu-tanh": _tanh_gelu,
+    "reglu": lambda x: max(x, 0.0),
+}
+"""The papers' (1606.08415, 1612.08083, 2002.05202, 2109.08668)."""
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_feed_forward_layer_is_its_formula(name: str) -> None:
+    config = ModelConfig(
+        layers=1,
+        d_model=4,
+        heads=1,
+        vocab_size=5,
+        context_length=4,
+        activation=name,
+        d_ff=6,
+        bias=True,
+        position="none",
+    )
+    layer = FeedForward(config)
+    x = torch.randn(4, generator=torch.Generator().manual_seed(0)) * 2
+    with torch.no_grad():
+        for index, parameter in enumerate(layer.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
+        inner = layer.up(x)
+        if name in GATED:
+            assert layer.gate is not None
+            inner = inner * torch.tensor([FORMULAS[name](float(each)) for each in layer.gate(x)])
+        else:
+            inner = torch.tensor([FORMULAS[name](float(each)) for each in inner])
+        torch.testing.assert_close(layer(x), layer.down(inner), atol=1e-5, rtol=1e-5)
+    assert set(FORMULAS) == set(ACTIVATIONS)
 
 
 def test_a_sequence_longer_than_the_context_is_refused() -> None:

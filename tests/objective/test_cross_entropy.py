@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmlab.objective.batch import pad_rows
-from lmlab.objective.cross_entropy import linear_cross_entropy, linear_cross_entropy_and_z, token_logprobs
+from lmlab.objective.cross_entropy import cross_entropy_by_row, linear_cross_entropy, token_logprobs
 
 
 def problem(rows: int, width: int, vocabulary: int, seed: int) -> tuple[torch.Tensor, ...]:
@@ -89,9 +89,14 @@ def test_the_z_loss_is_log_z_squared(rows: int, chunk: int, z_weight: float, sof
     logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     nats = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
     squares = (logits.logsumexp(-1).square() * weights).sum()
-    found = linear_cross_entropy_and_z(hidden, head, targets, weights, z_weight, softcap=softcap, chunk=chunk)
-    torch.testing.assert_close(torch.stack(found), torch.stack([nats, squares]))
+    found = cross_entropy_by_row(hidden, head, targets, weights, softcap=softcap, chunk=chunk, z_weight=z_weight)
+    torch.testing.assert_close(found.total, nats + z_weight * squares)
+    torch.testing.assert_close(torch.stack([found.nats_N.sum(), found.squares_N.sum()]), torch.stack([nats, squares]))
     wanted = torch.autograd.grad(nats + z_weight * squares, (hidden, head))
-    got = torch.autograd.grad(found[0] + z_weight * found[1], (hidden, head))
+    got = torch.autograd.grad(found.total, (hidden, head))
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            cross_entropy_by_row(hidden, head, targets, weights, softcap=softcap, chunk=chunk, z_weight=z_weight), found
+        )

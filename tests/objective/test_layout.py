@@ -15,7 +15,7 @@ from lmlab.objective.example import Example
 from lmlab.objective.language_model import LanguageModel
 from lmlab.objective.layout import Layout
 from lmlab.train.heldout import score_examples
-from lmlab.train.trainer import accumulate, make_forward
+from lmlab.train.step import accumulate, make_forward
 
 ARCHITECTURES = ("causal-decoder", "prefix-decoder", "encoder-decoder")
 VOCABULARY, CONTEXT, START = 40, 24, 1

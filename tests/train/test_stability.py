@@ -94,7 +94,7 @@ def test_rewinding_skips_the_batches_and_says_which(tmp_path: Path) -> None:
     assert source.seen[: at + 1] == list(range(91)) and source.seen[at + 1 :] == list(range(100, 170))
 
 
-@pytest.mark.parametrize("kill_at", [85, 91, 135])
+@pytest.mark.parametrize("kill_at", [85, 91])
 @pytest.mark.parametrize("policy", ["skip", "rewind", "lower"])
 def test_killed_anywhere_an_intervention_is_the_same(tmp_path: Path, policy: str, kill_at: int) -> None:
     whole = train(tmp_path / "whole", Source(POISONED), policy=policy, skip=30)

@@ -265,7 +265,7 @@ STAGE = StageKind(
     config=PPOConfig,
     run=run,
     inputs=(
-        Input("model", ("sft", "pretrain")),
+        Input("model", ("sft", "pretrain"), model=True),
         Input("reward", ("reward",)),
         Input("corpus", ("corpus",), required=False),
     ),

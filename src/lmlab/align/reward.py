@@ -251,5 +251,5 @@ def _counts(rows: Sequence[Ranked], useful: Mapping[str, Sequence[Ranked]]) -> d
 STAGE = StageKind(
     config=RewardConfig,
     run=run,
-    inputs=(Input("model", ("sft", "pretrain", "ppo")), Input("corpus", ("corpus",), required=False)),
+    inputs=(Input("model", ("sft", "pretrain", "ppo"), model=True), Input("corpus", ("corpus",), required=False)),
 )

@@ -8,10 +8,12 @@ from typing import Any
 
 from lmlab.corpus import store
 from lmlab.corpus.arrow import compute as pc
+from lmlab.corpus.dedup.curve import shown
 from lmlab.errors import Refused, nearest
 from lmlab.progress import read_jsonl
 
 SAMPLE_CHARS = 300
+JUDGED = ("classifier_score", "perplexity", "perplexity_bucket")
 
 
 def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
@@ -31,6 +33,8 @@ def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
         "dropped_samples": {},
         "first_rejects": read_jsonl(stage_dir / "rejected.jsonl")[:5],
         "overlaps": len(read_jsonl(stage_dir / "contamination.jsonl")),
+        "deduplication": _json(stage_dir / "deduplication.json"),
+        "decontamination": _json(stage_dir / "decontamination.json"),
     }
     lengths: dict[str, list[int]] = {}
     for table in store.tables(stage_dir, ["id", "source", "split", "text", "keep", "step", "reason"]):
@@ -39,10 +43,10 @@ def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
             mine = found["samples"].setdefault(row["source"], {"kept": [], "dropped": []})
             if row["keep"]:
                 lengths.setdefault(row["source"], []).append(size)
-            shown = mine["kept"] if row["keep"] else mine["dropped"]
-            if len(shown) < samples and size and (row["split"] == "train" or not row["keep"]):
+            examples = mine["kept"] if row["keep"] else mine["dropped"]
+            if len(examples) < samples and size and (row["split"] == "train" or not row["keep"]):
                 why_not = {} if row["keep"] else {"step": row["step"], "reason": row["reason"]}
-                shown.append({"id": row["id"], **why_not, "text": row["text"][:SAMPLE_CHARS]})
+                examples.append({"id": row["id"], **why_not, "text": row["text"][:SAMPLE_CHARS]})
             if not row["keep"]:
                 same = found["dropped_samples"].setdefault(row["step"], {}).setdefault(row["reason"], [])
                 if len(same) < samples:
@@ -58,6 +62,11 @@ def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
             "powers_of_two": counts,
         }
     return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A file that corpora of earlier versions do not have."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def why(stage_dir: Path, document: str) -> dict[str, Any]:
@@ -98,12 +107,22 @@ def _history(stage_dir: Path, row: dict[str, Any]) -> dict[str, Any]:
         "language": row["language"],
         "language_probability": row["language_probability"],
         "signals": signals,
+        **_judged(row),
         "redacted": row["redacted"],
         "duplicate_of": row["duplicate_of"],
         "similarity": row["similarity"],
-        "heldout_overlap": overlap[0] if overlap else None,
+        "heldout_overlap": next((line for line in overlap if line.get("set", "heldout") == "heldout"), None),
+        "evaluation_overlaps": [line for line in overlap if line.get("set", "heldout") != "heldout"],
+        "cuts": row.get("cuts") or [],
         "text": row["text"],
     }
+
+
+def _judged(row: dict[str, Any]) -> dict[str, Any]:
+    """What the rule sets and the models found: columns that are there only where such a step was on."""
+    structs = {name: row[name] for name in row if name.endswith(("_signals", "_repetition")) and row[name]}
+    rounded = {name: {k: None if v is None else round(v, 4) for k, v in each.items()} for name, each in structs.items()}
+    return {**rounded, **{name: row[name] for name in JUDGED if row.get(name) is not None}}
 
 
 def format_inspect(found: dict[str, Any]) -> str:
@@ -127,20 +146,35 @@ def format_inspect(found: dict[str, Any]) -> str:
         for cell in found["totals"].values():
             for name, n in cell[key].items():
                 both[name] = both.get(name, 0) + n
-        shown = ", ".join(f"{name} {n:,}" for name, n in sorted(both.items(), key=lambda item: -item[1]) if n)
-        out.append(f"{title}: {shown or 'none'}")
+        listed = ", ".join(f"{name} {n:,}" for name, n in sorted(both.items(), key=lambda item: -item[1]) if n)
+        out.append(f"{title}: {listed or 'none'}")
     rejected = ", ".join(f"{name} {n:,}" for name, n in found["rejected"].items() if n)
     out.append(f"set aside unread: {rejected or 'none'}")
     out.append(f"training documents that share n-grams with held-out ones: {found['overlaps']:,} (contamination.jsonl)")
+    out += _evaluation_sets(found["decontamination"])
     for source, length in found["lengths"].items():
         out.append(f"{source}: median {length['median']:,} characters, longest {length['longest']:,}")
+    out += _curve(found["deduplication"].get("curve"))
     for source, kinds in found["samples"].items():
-        for which, shown in kinds.items():
-            for sample in shown:
+        for which, examples in kinds.items():
+            for sample in examples:
                 note = f" by {sample['step']}: {sample['reason']}" if "step" in sample else ""
                 body = "\n".join(f"    {line}" for line in sample["text"].split("\n")[:6])
                 out += ["", f"{source}, {which}{note}: {sample['id']}", body]
     return "\n".join(out)
+
+
+def _curve(found: dict[str, Any] | None) -> list[str]:
+    return ["", "how likely near duplicates were to be found, by Jaccard similarity:", shown(found)] if found else []
+
+
+def _evaluation_sets(found: dict[str, Any]) -> list[str]:
+    return [
+        f"evaluation set {name}: {len(each['not_clean']):,} of {each['items']:,} items stand in training documents "
+        f"({each['ngram']}-grams, rule {each['rule']}), {len(each['clean']):,} are clean, "
+        f"{len(each['too_short']):,} too short to say (decontamination.json)"
+        for name, each in found.items()
+    ]
 
 
 def format_why(found: dict[str, Any]) -> str:
@@ -156,6 +190,12 @@ def format_why(found: dict[str, Any]) -> str:
         sure = found["language_probability"]
         out.append(f"language: {found['language']}" + (f" (probability {sure:.3f})" if sure is not None else ""))
     out.append("signals: " + ", ".join(f"{name} {value:g}" for name, value in found["signals"].items()))
+    for name, values in found.items():
+        if name.endswith(("_signals", "_repetition")):
+            shown = ", ".join(f"{signal} {value:g}" for signal, value in values.items() if value is not None)
+            out.append(f"{name.replace('_', ' ')}: {shown}")
+    if judged := ", ".join(f"{name.replace('_', ' ')} {found[name]}" for name in JUDGED if name in found):
+        out.append(f"models: {judged}")
     counts = found["redacted"] or {}
     out.append("redacted: " + (", ".join(f"{n} {name}" for name, n in counts.items() if n) or "nothing"))
     if found["duplicate_of"]:
@@ -166,5 +206,11 @@ def format_why(found: dict[str, Any]) -> str:
             f"{overlap['heldout_share']:.1%} of those of {overlap['heldout']}"
         )
         out += [f"    bytes {span['bytes'][0]}-{span['bytes'][1]}: {span['text'][:100]!r}" for span in overlap["spans"]]
+    for overlap in found["evaluation_overlaps"]:
+        out.append(
+            f"overlap with {overlap['set']}: {overlap['heldout_share']:.1%} of the n-grams of {overlap['heldout']}"
+        )
+    for each in found["cuts"]:
+        out.append(f"cut by {each['step']} at byte {each['first']:,}: {each['text'][:100]!r}")
     out += ["", found["text"][:2000]]
     return "\n".join(out)

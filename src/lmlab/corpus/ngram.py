@@ -14,8 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+
+from lmlab.errors import Refused
 
 CHUNK = 16 << 20
 
@@ -33,6 +37,9 @@ class Level:
 
 class NgramModel:
     """Train with `NgramModel.train(texts, order)`; `bits(texts)` measures."""
+
+    FILE: ClassVar[str] = "ngram.safetensors"
+    """What a saved model is called."""
 
     def __init__(self, levels: list[Level]) -> None:
         self.levels = levels
@@ -63,6 +70,30 @@ class NgramModel:
                 mask = np.uint64((1 << 8 * (k - 1)) - 1)
                 grams, counts = np.unique(grams & mask, return_counts=True)
         return cls(levels[::-1])
+
+    def save(self, path: Path) -> None:
+        """Write the levels as tensors `K.grams`, `K.alpha`, `K.contexts`, `K.gamma` of each order K."""
+        from safetensors.numpy import save
+
+        from lmlab.run import write_atomic
+
+        write_atomic(
+            path,
+            save({f"{k}.{name}": each for k, level in enumerate(self.levels, 1) for name, each in vars(level).items()}),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> NgramModel:
+        """Raises Refused where the file is no such model."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            found = load_file(path)
+            names = ("grams", "alpha", "contexts", "gamma")
+            return cls([Level(*(found[f"{k}.{name}"] for name in names)) for k in range(1, len(found) // 4 + 1)])
+        except (OSError, KeyError, SafetensorError) as error:
+            raise Refused(f"{path}: is no saved n-gram model: {error}") from None
 
     def probabilities(self, content: bytes) -> np.ndarray:
         """p(byte | bytes before it) of each byte of one document, float64 [bytes]."""

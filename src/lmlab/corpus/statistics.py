@@ -31,7 +31,8 @@ def collect(tables: Iterable[pa.Table], sources: Iterable[str]) -> dict[str, Any
         for size, (each, source, split, read, keep, step, reason, language, redacted) in zip(
             sizes, zip(*columns, strict=True), strict=True
         ):
-            cell = cells[source][split]
+            # A source may have parts with names of their own (`source_field`).
+            cell = cells.setdefault(source, {side: _cell() for side in ("train", "heldout")})[split]
             _add(cell["read"], read)
             if keep:
                 _add(cell["kept"], size)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lmlab.address import is_address, parse_address
 from lmlab.evaluate.stage import EvaluateConfig, evaluate_model
 from lmlab.evaluate.tasks import BITS_PER_BYTE
 from lmlab.generate.handle import load
@@ -23,14 +24,18 @@ def evaluate_reference(
     held-out text of the run that the model stands in. Without `out` nothing is kept but what is returned."""
     if tasks.strip() == "list":
         return {"tasks": known_tasks()}
-    folder = resolve(reference)
     names = [] if tasks.strip() == "all" else [name.strip() for name in tasks.split(",") if name.strip()]
     settings = EvaluateConfig() if items is None else EvaluateConfig(items=items)
-    corpus, name = corpus_beside(folder), (folder.parent if folder.name == "model" else folder).name
+    if is_address(reference):
+        place: str | Path = str(parse_address(reference))
+        corpus, name = None, parse_address(reference).name
+    else:
+        place = folder = resolve(reference)
+        corpus, name = corpus_beside(folder), (folder.parent if folder.name == "model" else folder).name
     if out is not None:
-        return evaluate_model(load(folder), names, settings, out, corpus=corpus, name=name)
+        return evaluate_model(load(place), names, settings, out, corpus=corpus, name=name)
     with tempfile.TemporaryDirectory() as temporary:
-        return evaluate_model(load(folder), names, settings, Path(temporary), corpus=corpus, name=name)
+        return evaluate_model(load(place), names, settings, Path(temporary), corpus=corpus, name=name)
 
 
 def known_tasks() -> dict[str, str]:

@@ -18,9 +18,12 @@ from torch import nn
 from lmlab.errors import Refused
 from lmlab.evaluate.metrics import bits
 from lmlab.evaluate.strategy import Strategy, sample_seed
-from lmlab.evaluate.task import Passage, Task, Text, text_hash
+from lmlab.evaluate.task import Messages, Passage, Task, Text, text_hash
+from lmlab.generate.answers import Completion, Reply
 from lmlab.generate.engine import Sampling
+from lmlab.generate.remote import RemoteModel
 from lmlab.run import digest, write_atomic
+from lmlab.text.chat import conversation_text
 
 VERSION = 1
 """Changes whenever the same model, task and settings would give other rows."""
@@ -42,7 +45,8 @@ class Limits:
 @dataclass(frozen=True)
 class Subject:
     """A model under test: the stage's name, the engine and renderer it answers with, and the identity of its
-    weights."""
+    weights. Of a model behind an address `remote` is set: it is asked in messages, its weights and tokenizer are not to
+    be had, and its identity is its name and address."""
 
     name: str
     engine: Any
@@ -50,6 +54,11 @@ class Subject:
     renderer: Any
     context: int
     fingerprint: str
+    remote: RemoteModel | None = None
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        return None if self.remote is not None else self.tokenizer.fingerprint
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,9 @@ def weights_fingerprint(network: nn.Module) -> str:
 
 
 def subject(name: str, model: Any) -> Subject:
-    """A `lmlab.generate.handle.Model` as a subject."""
+    """What `lmlab.load` gives as a subject."""
+    if isinstance(model, RemoteModel):
+        return Subject(name, None, None, None, 0, digest(str(model.address)), model)
     network = model.network
     fingerprint = digest([weights_fingerprint(network), network.config.model_dump(mode="json")])
     return Subject(name, model.engine, model.tokenizer, model.renderer, network.config.context_length, fingerprint)
@@ -87,23 +98,29 @@ def subject(name: str, model: Any) -> Subject:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question as a model gets it. `shots` is how many demonstrations had room."""
+    """A question as a model gets it: `ids`, or `messages` where the tokens are a server's affair. `shots` is how many
+    demonstrations had room."""
 
     item: Any
     text: str
     ids: list[int]
     shots: int
+    messages: Messages | None = None
 
 
 def prompts(unit: Unit, limits: Limits) -> list[Prompt]:
     """The prompt of each item. Where the demonstrations, the question and the longest answer do not fit the context,
     demonstrations are left out, the last first; the row says how many were shown. Raises Refused where a question alone
-    is too long."""
+    is too long. What fits a model behind an address its server alone knows: there all demonstrations are shown."""
     return [_prompt(unit, item, answer_tokens(unit, limits)) for item in unit.items]
 
 
 def _prompt(unit: Unit, item: Any, answer: int) -> Prompt:
     assert isinstance(unit.task, Task) and unit.strategy is not None
+    if unit.subject.remote is not None:
+        shots = unit.strategy.shots.count
+        messages = unit.strategy.ask(unit.task, item, shots)
+        return Prompt(item, conversation_text(messages), [], shots, messages)
     ids: list[int] = []
     for shots in range(unit.strategy.shots.count, -1, -1):
         messages = unit.strategy.ask(unit.task, item, shots)
@@ -135,10 +152,10 @@ def unit_key(unit: Unit, limits: Limits, asked: Sequence[Prompt]) -> str:
         {
             "code": VERSION,
             "weights": unit.subject.fingerprint,
-            "tokenizer": unit.subject.tokenizer.fingerprint,
+            "tokenizer": unit.subject.tokenizer_fingerprint,
             "task": [unit.name, unit.task.version],
             "strategy": None if unit.strategy is None else asdict(unit.strategy),
-            "prompts": [[prompt.item.id, prompt.item.answer, prompt.ids] for prompt in asked],
+            "prompts": [[prompt.item.id, prompt.item.answer, prompt.messages or prompt.ids] for prompt in asked],
             "passages": [[item.id, text_hash(item.text)] for item in unit.items if isinstance(item, Passage)],
             "limits": asdict(limits),
             "batch": getattr(engine, "max_batch", None),
@@ -176,16 +193,14 @@ def _answers(unit: Unit, limits: Limits, asked: Sequence[Prompt]) -> Iterator[Ro
     count, temperature = (strategy.vote.samples, strategy.vote.temperature) if strategy.vote else (1, 0.0)
     tokens = answer_tokens(unit, limits)
     seeds = [[sample_seed(limits.seed, prompt.item.id, n) for n in range(count)] for prompt in asked]
-    completions = unit.subject.engine.generate(
-        [prompt.ids for prompt in asked for _ in range(count)],
-        [Sampling(max_new_tokens=tokens, temperature=temperature, seed=seed) for row in seeds for seed in row],
-    )
+    settings = [Sampling(max_new_tokens=tokens, temperature=temperature, seed=seed) for row in seeds for seed in row]
+    completions = _completions(unit.subject, [prompt for prompt in asked for _ in range(count)], settings)
     for index, prompt in enumerate(asked):
         samples = [
             {
                 "output": completion.text,
                 "parsed": task.parse(completion.text),
-                "tokens": len(completion.ids),
+                "tokens": completion.tokens,
                 "finish_reason": completion.finish_reason,
                 "seed": seed,
             }
@@ -199,13 +214,21 @@ def _answers(unit: Unit, limits: Limits, asked: Sequence[Prompt]) -> Iterator[Ro
             "strategy": strategy.name(task),
             "prompt": prompt.text,
             "prompt_hash": text_hash(prompt.text),
-            "prompt_tokens": len(prompt.ids),
+            "prompt_tokens": getattr(completions[index * count], "prompt_tokens", len(prompt.ids)),
             "shots": prompt.shots,
             "answer": answer,
             **chosen,
             "score": 0.0 if parsed is None else task.metric(parsed, answer),
         }
         yield row if strategy.vote is None else {**row, "samples": samples}
+
+
+def _completions(
+    subject: Subject, asked: Sequence[Prompt], settings: Sequence[Sampling]
+) -> Sequence[Completion | Reply]:
+    if subject.remote is None:
+        return subject.engine.generate([prompt.ids for prompt in asked], settings)
+    return subject.remote.converse([prompt.messages or [] for prompt in asked], settings)
 
 
 def _bits(unit: Unit, limits: Limits) -> Iterator[Row]:
@@ -216,6 +239,9 @@ def _bits(unit: Unit, limits: Limits) -> Iterator[Row]:
     nats = subject.engine.score_documents(encoded, window=subject.context, stride=stride)
     for passage, ids, each in zip(unit.items, encoded, nats, strict=True):
         total = bits(each)
+        size = len(
+            subject.tokenizer.decode(ids).encode("utf-8")
+        )  # what was predicted: less than the text, if it loses some
         yield {
             "id": passage.id,
             "strategy": "",
@@ -223,9 +249,9 @@ def _bits(unit: Unit, limits: Limits) -> Iterator[Row]:
             "prompt_hash": text_hash(passage.text),
             "output": "",
             "parsed": None,
-            "score": total / passage.bytes,
+            "score": total / max(size, 1),
             "bits": total,
-            "bytes": passage.bytes,
+            "bytes": size,
             "tokens": len(ids),
             "finish_reason": "scored",
             "seed": limits.seed,

@@ -168,7 +168,14 @@ def evaluate(
         for model in subjects
         for task, asked in tasks
         for strategy in (asked if isinstance(task, Task) else (None,))
+        if isinstance(task, Task) or model.remote is None
     ]
+    texts = [task.name for task, _ in tasks if isinstance(task, Text)]
+    for model in subjects if texts else ():
+        if model.remote is not None:
+            say(f"{model.name}: {', '.join(texts)} left out: a server's tokens are not to be had")
+    if not units:
+        raise Refused(f"evaluate: nothing is left to ask {', '.join(one.name for one in subjects)}")
     found: list[tuple[Unit, list[Row]]] = []
     with bar("evaluate", len(units)) as advance:
         for unit in units:
@@ -176,6 +183,9 @@ def evaluate(
             advance(1, f"{unit.subject.name} {unit.name}")
             if context is not None:
                 context.tick()
+    for model in subjects:
+        if model.remote is not None:
+            say(f"{model.name}: {model.remote.usage}")
     results = summarise(found)
     lines = (json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n" for _, rows in found for row in rows)
     write_atomic(out / "items.jsonl", "".join(lines))
@@ -228,8 +238,8 @@ def _record(found: Sequence[tuple[Unit, Sequence[Row]]], config: EvaluateConfig)
         one = unit.subject
         entry = models.setdefault(one.name, {
             "weights": one.fingerprint,
-            "tokenizer": one.tokenizer.fingerprint,
-            "context_length": one.context,
+            "tokenizer": one.tokenizer_fingerprint,
+            "context_length": one.context or None,
             "batch": getattr(one.engine, "max_batch", None),
             "precision": getattr(one.engine, "precision", None),
             "prompts": {},
@@ -286,7 +296,10 @@ def run(context: Context) -> Mapping[str, Any]:
 STAGE = StageKind(
     config=EvaluateConfig,
     run=run,
-    inputs=(Input("models", ("pretrain", "sft", "ppo"), several=True), Input("corpus", ("corpus",), required=False)),
+    inputs=(
+        Input("models", ("pretrain", "sft", "ppo"), several=True, model=True, addresses=True),
+        Input("corpus", ("corpus",), required=False),
+    ),
     seeded=False,
 )
 """Not seeded: its randomness is the setting `seed`, the same for every arm and seed of a grid."""

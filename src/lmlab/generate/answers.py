@@ -18,6 +18,21 @@ class Completion:
     finish_reason: Literal["stop", "length"]
     top_logprobs: list[list[tuple[int, float]]] | None = None
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A server's answer, with its own counts of tokens."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int = 0
+    tokens: int = 0
+
 
 @dataclass(frozen=True)
 class Hypothesis:

@@ -58,7 +58,8 @@ def attend_slots(  # noqa: PLR0912
     softcap: np.float32,
     out: np.ndarray,
 ) -> None:  # pragma: no cover (compiled)
-    """softmax(softcap(scale (q k^T + other r^T) + table)) v over slots `first` to `positions` of each row.
+    """softmax(softcap(scale (q k^T + other r^T) + table)) v over tokens `first` to `positions` of each row; token p stands
+    in slot p modulo S, and no more than S tokens are asked for.
 
     q (B, H, K); other (B, H, K) and relative (R, H, K), or empty; cache (rows, 2, G, S, K); table (H, R) or empty;
     seen (B, S), 0 where a slot is hidden, or empty; softcap 0 is none; out (B, H K). R = 2 C - 1.
@@ -72,10 +73,11 @@ def attend_slots(  # noqa: PLR0912
     near = max(table.shape[1], relative.shape[0]) // 2
     for b in range(B):
         begin, n = first[b], positions[b] + 1 - first[b]
+        turn = begin % S
         for h in range(H):
             key, value = cache[b, 0, h * G // H], cache[b, 1, h * G // H]
             for s in range(n):
-                a, row = zero, key[begin + s]
+                a, row = zero, key[turn + s if turn + s < S else turn + s - S]
                 for k in range(K):
                     a += q[b, h, k] * row[k]
                 distance = near + positions[b] - begin - s
@@ -95,7 +97,7 @@ def attend_slots(  # noqa: PLR0912
             for k in range(K):
                 mixed[k] = zero
             for s in range(n):
-                row = value[begin + s]
+                row = value[turn + s if turn + s < S else turn + s - S]
                 for k in range(K):
                     mixed[k] += w[s] * row[k]
             for k in range(K):

@@ -15,8 +15,9 @@ from torch import Tensor
 from lmlab.errors import Failed
 from lmlab.generate.attend import CHUNK
 from lmlab.generate.cache import Cache, Row
+from lmlab.generate.compiled import CompiledDecoder
 from lmlab.generate.constrain import Constraint
-from lmlab.generate.module_decoder import AnyDecoder
+from lmlab.generate.decoders import AnyDecoder
 from lmlab.generate.prefixes import Key, Prefixes
 from lmlab.generate.sampling import Chooser, Sampling, likeliest, penalise, uniforms
 from lmlab.generate.text import TextStream
@@ -184,7 +185,11 @@ class Scheduler:
         rows = min(self.max_batch, len(self.active) + len(self.waiting))
         need = max([need, *(len(request.prompt) + request.limit for request in self.waiting)])
         config, device = self.decoder.config, self.decoder.device
-        self.cache = Cache(config, rows, need, device) if self.cache is None else self.cache.grown(config, rows, need)
+        if isinstance(self.decoder, CompiledDecoder):
+            rows, need = self.decoder.capacity(rows, need, self.max_batch, self.cache)
+        if self.cache is None:
+            self.cache = Cache(config, rows, need, device, 0, self.decoder.kept)
+        self.cache = self.cache.grown(config, rows, need)
         logits_BV = self._prefill(joining, first, self.cache)
         self._choose(joining, logits_BV, Chooser([request.sampling for request in joining], device))
 
@@ -235,15 +240,18 @@ class Scheduler:
         """Prompts into their rows, but for what is kept of their beginnings; their last logits."""
         begins = {row: self.shared.find(self.active[row].prompt) for row in fresh}
         starts = {row: CHUNK * len(blocks) for row, blocks in begins.items()}
-        for rows in _parts(fresh, [len(self.active[row].prompt) - starts[row] for row in fresh]):
+        for rows in passes(fresh, [len(self.active[row].prompt) - starts[row] for row in fresh]):
             batch = [self.active[row] for row in rows]
-            for row in rows:
+            # A window forgets what prompts begin with, so where that is kept they are computed beside it and moved.
+            apart = cache.is_windowed and self.shared.budget > 0
+            place, places = (self._beside(batch), list(range(len(rows)))) if apart else (cache, rows)
+            for at, row in zip(places, rows):
                 for index, block in enumerate(begins[row]):
-                    cache.write_row(row, block, index * CHUNK)
+                    place.write_row(at, block, index * CHUNK)
             hidden_ND = self.decoder.prefill(
                 [request.prompt[starts[row] :] for row, request in zip(rows, batch)],
-                cache=cache,
-                rows=rows,
+                cache=place,
+                rows=places,
                 starts=[starts[row] for row in rows],
                 sources=[request.source for request in batch],
                 prefix=True,
@@ -253,8 +261,15 @@ class Scheduler:
             lengths = [len(request.prompt) - starts[row] for row, request in zip(rows, batch)]
             ends = torch.tensor(lengths, device=hidden_ND.device).cumsum(0) - 1
             logits |= dict(zip([request.given for request in batch], self.decoder.logits(hidden_ND[ends])))
-            for row in rows:
-                self.shared.keep(self.active[row].prompt, cache, row)
+            for at, row in zip(places, rows):
+                self.shared.keep(self.active[row].prompt, place, at)
+                if apart:
+                    cache.adopt(row, place, at, len(self.active[row].prompt))
+
+    def _beside(self, batch: Sequence[Request]) -> Cache:
+        """A cache with all slots for prompts of one pass."""
+        longest = max(len(request.prompt) for request in batch)
+        return Cache(self.decoder.config, len(batch), longest, self.decoder.device, dtype=self.decoder.kept)
 
     def _leave_queue(self, request: Request) -> None:
         self._prompts[request.given] -= 1
@@ -296,7 +311,7 @@ def _adjusted(batch: Sequence[Request], logits_BV: Tensor) -> Tensor | None:
     return drawn_BV
 
 
-def _parts(rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+def passes(rows: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
     """Cut rows into passes of at most PREFILL_TOKENS tokens (or one long prompt); short prompts stand together."""
     parts: list[list[int]] = []
     filled = PREFILL_TOKENS

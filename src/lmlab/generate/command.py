@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from lmlab.address import is_address, parse_address
 from lmlab.errors import Refused
 from lmlab.generate.engine import Beam, Completion, Contrastive, Sampling
 from lmlab.generate.handle import load
+from lmlab.generate.remote import RemoteModel
 from lmlab.generate.weights import Precision
 
 
 def continue_text(
-    reference: str, prompt: str, settings: Mapping[str, Any], search: Mapping[str, Any], precision: str = "float32"
+    reference: str,
+    prompt: str,
+    settings: Mapping[str, Any],
+    search: Mapping[str, Any],
+    precision: str = "float32",
+    compile: bool = False,
 ) -> dict[str, Any]:
     """What `lmlab generate --json` prints: `prompt`, `text`, `ids`, `logprobs`, `finish_reason`; with more than one beam
-    `hypotheses`, best first; with a draft model `draft`, its acceptance.
+    `hypotheses`, best first; with a draft model `draft`, its acceptance; of a model behind an address `usage`.
 
     `settings` are those of `Sampling`, a JSON schema as text or as a file; `search` has `beams`, `length_penalty`,
     `contrastive` (alpha) and `draft` (a MODEL). Raises Refused where two methods are asked for, or a method with
@@ -38,7 +45,10 @@ def continue_text(
     if asked and asked[0] != "--draft" and sampling != plain:
         given = [k for k, v in asdict(sampling).items() if v != getattr(plain, k)]
         raise Refused(f"generate: {asked[0]} chooses by itself and does not take {', '.join(given)}")
-    model = load(reference, precision=bits)
+    if is_address(reference):
+        asked += [name for name, given in (("--precision", precision != "float32"), ("--compile", compile)) if given]
+        return _continue_remotely(reference, prompt, sampling, asked)
+    model = load(reference, precision=bits, compile=compile)
     ids = model.tokenizer.encode(prompt) or [model.tokenizer.eos_id]
     if beams > 1:
         beam = Beam(beams, sampling.max_new_tokens, search["length_penalty"], n_best=beams)
@@ -52,6 +62,22 @@ def continue_text(
         answers, tally = model.engine.speculate([ids], load(draft, precision=bits).engine, sampling)
         return {"prompt": prompt, **_shown(answers[0]), "draft": {**asdict(tally), "acceptance": tally.acceptance}}
     return {"prompt": prompt, **_shown(model.engine.generate([ids], sampling)[0])}
+
+
+def _continue_remotely(reference: str, prompt: str, sampling: Sampling, asked: Sequence[str]) -> dict[str, Any]:
+    """The same of a model behind an address: no ids and no log-probabilities, but `usage`, the server's counts."""
+    if asked:
+        raise Refused(f"generate: {', '.join(asked)}: needs the weights, and {reference} is behind an address")
+    model = RemoteModel(parse_address(reference))
+    reply = model.complete([prompt], [sampling])[0]
+    return {
+        "prompt": prompt,
+        "text": reply.text,
+        "ids": None,
+        "logprobs": None,
+        "finish_reason": reply.finish_reason,
+        "usage": asdict(model.usage),
+    }
 
 
 def _schema_text(given: str | None) -> str | None:

@@ -16,7 +16,7 @@ from lmlab.generate import score as scoring
 from lmlab.generate.answers import Completion, Hypothesis, Piece
 from lmlab.generate.batching import Request, Scheduler
 from lmlab.generate.constrain import Grammars
-from lmlab.generate.module_decoder import AnyDecoder, decoder_for
+from lmlab.generate.decoders import AnyDecoder, decoder_for
 from lmlab.generate.sampling import Sampling
 from lmlab.generate.score import Cost, Scored
 from lmlab.generate.search import Beam, Contrastive, Found, beam_search, contrastive_search
@@ -43,13 +43,15 @@ class Engine:
         start_id: int | None = None,
         decoder_start_id: int | None = None,
         prefix_cache_bytes: int = 256 << 20,
+        compile: bool = False,
     ) -> None:
         """`stop_ids` end an answer unless a request says otherwise, `start_id` stands before a document's first token;
         both default to the tokenizer's (end of document, end of turn) and to none without a tokenizer.
 
         Of an encoder-decoder a prompt goes to the encoder, and the answer begins after `decoder_start_id`, by default
         the tokenizer's padding token, as T5 has it (1910.10683). Of a prefix decoder the prompt is the prefix.
-        `prefix_cache_bytes`: memory for the beginnings of prompts, which requests that begin alike share.
+        `prefix_cache_bytes`: memory for the beginnings of prompts, which requests that begin alike share. `compile`: a
+        decoding step of fixed shapes, compiled by torch (compiled.py); the first steps then take long.
         """
         if max_batch < 1:
             raise Refused(f"max_batch is {max_batch}; expected 1 or more")
@@ -66,6 +68,7 @@ class Engine:
         if decoder_start_id is None:
             decoder_start_id = self.start_id if tokenizer is None else tokenizer.pad_id
         self.decoder_start_id, self.prefix_cache_bytes = decoder_start_id, prefix_cache_bytes
+        self.compile = compile
         self._decoders: dict[str, AnyDecoder] = {}
         if model.config.position != "glm-2d":  # else the first request is refused; what needs no decoder works
             self._decoder(precision)
@@ -80,8 +83,21 @@ class Engine:
             raise Refused("regex and json_schema need a tokenizer, and this model has none")
         return Grammars(self.tokenizer, self.model.config.vocab_size)
 
+    def release(self) -> None:
+        """Give the model's own float32 weights back to the system: what generates and scores is laid out already, in
+        the engine's precision. `refresh`, and scoring in another precision, are refused from then on."""
+        if self._decoders:
+            self.model.to("meta")
+
+    @property
+    def released(self) -> bool:
+        """Whether the model's own weights are gone."""
+        return self.model.embedding.weight.is_meta
+
     def refresh(self) -> None:
         """Take over the model's weights after they have changed."""
+        if self.released:
+            raise Refused("refresh: the model's float32 weights were given back (release)")
         for decoder in self._decoders.values():
             decoder.refresh()
         if "_scheduler" in self.__dict__:
@@ -159,9 +175,8 @@ class Engine:
         sampling = Sampling(beam.max_new_tokens, stop_ids=beam.stop_ids)
         requests = [self._request(f"prompt {index}", prompt, sampling) for index, prompt in enumerate(prompts)]
         decoder = self._decoder(self.precision)
-        return [
-            [self._hypothesis(request, found) for found in beam_search(decoder, request, beam)] for request in requests
-        ]
+        found = beam_search(decoder, requests, beam, self.max_batch)
+        return [[self._hypothesis(each) for each in hypotheses] for hypotheses in found]
 
     def contrastive_search(
         self, prompts: Sequence[Sequence[int]], settings: Contrastive | None = None
@@ -171,9 +186,8 @@ class Engine:
         sampling = Sampling(settings.max_new_tokens, stop_ids=settings.stop_ids)
         requests = [self._request(f"prompt {index}", prompt, sampling) for index, prompt in enumerate(prompts)]
         decoder = self._decoder(self.precision)
-        return [
-            self._hypothesis(request, contrastive_search(decoder, request, settings)).completion for request in requests
-        ]
+        found = contrastive_search(decoder, requests, settings, self.max_batch)
+        return [self._hypothesis(each).completion for each in found]
 
     def speculate(
         self,
@@ -204,8 +218,9 @@ class Engine:
         for i, request in enumerate(requests):
             draft._request(f"draft model: prompt {i}", request.source or request.prompt, Sampling(1))
         tally = Tally()
+        decoders = self._decoder(self.precision), draft._decoder(draft.precision)
+        speculate(*decoders, requests, tokens, tally, self.max_batch)
         for request in requests:
-            speculate(self._decoder(self.precision), draft._decoder(draft.precision), request, tokens, tally)
             if request.error is not None:
                 raise request.error
         return [self._completion(request) for request in requests], tally
@@ -236,6 +251,16 @@ class Engine:
         decoder = self._decoder(precision or self.precision)
         return scoring.score_documents(decoder, documents, window, stride or max(1, window // 2), self.start_id)
 
+    def score_tokens(
+        self, documents: Sequence[Sequence[int]], window: int | None = None, stride: int | None = None
+    ) -> list[list[float]]:
+        """-log P of every token of each document in nats; windows and defaults as in `score_documents`."""
+        window = window or self.model.config.context_length
+        for index, ids in enumerate(documents):
+            scoring.check_ids(f"document {index}", ids, self.model.config.vocab_size)
+        settings = (window, stride or max(1, window // 2), self.start_id)
+        return scoring.score_tokens(self._decoder(self.precision), documents, *settings)
+
     def precision_cost(self, documents: Sequence[Sequence[int]], precision: Precision | None = None) -> Cost:
         """What a precision (default the engine's) costs on documents (ids), beside float32."""
         for index, ids in enumerate(documents):
@@ -248,7 +273,12 @@ class Engine:
 
     def _decoder(self, precision: Precision) -> AnyDecoder:
         if precision not in self._decoders:
-            self._decoders[precision] = decoder_for(self.model, precision)
+            if self.released:
+                raise Refused(
+                    f"the model is held in {self.precision} only, its float32 weights were given back: load it in "
+                    f"float32 to score in {precision}"
+                )
+            self._decoders[precision] = decoder_for(self.model, precision, self.compile)
         return self._decoders[precision]
 
     def _request(self, name: str, prompt: Sequence[int], sampling: Sampling, streaming: bool = False) -> Request:
@@ -295,7 +325,7 @@ class Engine:
         scoring.check_ids(f"{name}: decoder_start_ids", start, self.model.config.vocab_size)
         return start
 
-    def _hypothesis(self, request: Request, found: Found) -> Hypothesis:
+    def _hypothesis(self, found: Found) -> Hypothesis:
         ids = list(found.ids)
         said = ids[:-1] if found.stopped else ids
         text = "" if self.tokenizer is None else self.tokenizer.decode(said)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from lmlab.errors import Refused
 from lmlab.generate.attend import Terms, attend_slots, attend_tokens, visible
 from lmlab.generate.cache import Cache, Memory
-from lmlab.generate.decoder import Decoder, unsupported
 from lmlab.generate.packed import packed, rowwise
 from lmlab.generate.weights import Linear, Precision, head_precision
 from lmlab.model.attention import Attention
@@ -34,6 +33,9 @@ NO_TABLE, NOTHING = np.empty((0, 0), np.float32), np.empty((0, 0, 0), np.float32
 
 class ModuleDecoder:
     """Reads a Transformer's weights once; call `refresh` when they have changed. Raises Refused for glm-2d."""
+
+    kept = torch.float32
+    """Type of the keys and values that the scheduler's cache holds for it."""
 
     def __init__(self, model: Transformer, precision: Precision = "float32") -> None:
         if model.config.position == "glm-2d":
@@ -110,19 +112,20 @@ class ModuleDecoder:
         memories = self._memories(sources, cache, rows, len(lengths))
 
         def attend(layer: int, q_NHK: Tensor, other_NHK: Tensor | None, k_NGK: Tensor, v_NGK: Tensor) -> Tensor:
-            if cache is not None:
-                cache.write(layer, torch.cat((k_NGK, v_NGK), 1).flatten(1), rows_N, positions_N)
             found = []
             for i, (a, b) in enumerate(spans):
                 k_SGK, v_SGK, keys_S = k_NGK[a:b], v_NGK[a:b], positions_N[a:b]
                 if starts[i]:
                     assert cache is not None
-                    before = cache.data[layer, rows[i], :, :, : starts[i]].transpose(1, 2)
+                    first = cache.first(layer, starts[i])
+                    before = cache.read(layer, rows[i], first, starts[i]).transpose(1, 2)
                     k_SGK, v_SGK = torch.cat((before[0], k_SGK)), torch.cat((before[1], v_SGK))
-                    keys_S = torch.cat((torch.arange(starts[i], device=self.device), keys_S))
+                    keys_S = torch.cat((torch.arange(first, starts[i], device=self.device), keys_S))
                 other = None if other_NHK is None else other_NHK[a:b]
                 each = (k_SGK, v_SGK, (positions_N[a:b], keys_S), self.terms[layer], masks[i])
                 found.append(attend_tokens(q_NHK[a:b], other, *each))
+            if cache is not None:  # after what stood before was read: in a window the new takes the place of the old
+                cache.write(layer, torch.cat((k_NGK, v_NGK), 1).flatten(1), rows_N, positions_N)
             return torch.cat(found)
 
         flat = torch.tensor(list(itertools.chain.from_iterable(tokens)), device=self.device)
@@ -164,8 +167,9 @@ class ModuleDecoder:
         self, b: int, layer: int, q_BHK: Tensor, other: Tensor | None, cache: Cache, position: int
     ) -> Tensor:
         """One row of a step with torch's operations: what an accelerator computes with."""
-        kv = cache.data[layer, b, :, :, : position + 1].transpose(1, 2)
-        keys_S = torch.arange(position + 1, device=self.device)
+        first = cache.first(layer, position)
+        kv = cache.read(layer, b, first, position + 1).transpose(1, 2)
+        keys_S = torch.arange(first, position + 1, device=self.device)
         places = (keys_S[-1:], keys_S)
         mine = None if other is None else other[b : b + 1]
         return attend_tokens(q_BHK[b : b + 1], mine, kv[0], kv[1], places, self.terms[layer])
@@ -190,7 +194,7 @@ class ModuleDecoder:
         for layer, block in enumerate(self.blocks):
 
             def look(x_ND: Tensor, layer: int = layer, attention: Attention = block.attention) -> Tensor:
-                q_NHK, other_NHK, k_NGK, v_NGK = _projected(attention, x_ND, turn)
+                q_NHK, other_NHK, k_NGK, v_NGK = projected(attention, x_ND, turn)
                 return attention.out(attend(layer, q_NHK, other_NHK, k_NGK, v_NGK))
 
             if block.placed is None:
@@ -203,7 +207,7 @@ class ModuleDecoder:
                 cross = block.cross_attention
 
                 def recall(x_ND: Tensor, layer: int = layer, cross: Attention = cross) -> Tensor:
-                    q_NHK = _queries(cross, x_ND)
+                    q_NHK = cross.queries(x_ND)
                     found = [_attend_memory(q_NHK[a:b], m, layer, cross) for (a, b), m in zip(spans, memories)]
                     return cross.out(torch.cat(found))
 
@@ -241,47 +245,16 @@ class ModuleDecoder:
 
     def _remember(self, source: Sequence[int]) -> Memory:
         memory_SD = self.lean.encode(torch.tensor([list(source)], device=self.device))[0]
-        found = []
-        for block in self.blocks:
-            cross = cast(Attention, block.cross_attention)
-            k_SG, v_SG = cross.k(memory_SD), cross.v(memory_SD)
-            if cross.norm_all and cross.k_norm is not None:
-                k_SG = cross.k_norm(k_SG)
-            k_SGK, v_SGK = (each.view(-1, cross.kv_heads, cross.head_dim) for each in (k_SG, v_SG))
-            if not cross.norm_all and cross.k_norm is not None:
-                k_SGK = cross.k_norm(k_SGK)
-            found.append((k_SGK, v_SGK))
-        return found
+        return [cast(Attention, block.cross_attention).keys_values(memory_SD) for block in self.blocks]
 
 
-AnyDecoder = Decoder | ModuleDecoder
-
-
-def decoder_for(model: Transformer, precision: Precision = "float32") -> AnyDecoder:
-    """The fast decoder where it knows all parts of the model, else the general one. Raises Refused for glm-2d."""
-    return Decoder(model, precision) if unsupported(model.config) is None else ModuleDecoder(model, precision)
-
-
-def _queries(attention: Attention, x_ND: Tensor) -> Tensor:
-    q_NH = attention.q(x_ND)
-    if attention.norm_all and attention.q_norm is not None:
-        q_NH = attention.q_norm(q_NH)
-    q_NHK = q_NH.view(-1, attention.heads, attention.head_dim)
-    return q_NHK if attention.norm_all or attention.q_norm is None else attention.q_norm(q_NHK)
-
-
-def _projected(
+def projected(
     attention: Attention, x_ND: Tensor, turn: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """(q (N, H, K), Transformer-XL's q of positions or None, k and v (N, G, K)), normalised and rotated."""
-    q_NHK, k_NG, v_NG = _queries(attention, x_ND), attention.k(x_ND), attention.v(x_ND)
-    if attention.norm_all and attention.k_norm is not None:
-        k_NG = attention.k_norm(k_NG)
-    k_NGK, v_NGK = (each.view(-1, attention.kv_heads, attention.head_dim) for each in (k_NG, v_NG))
-    if not attention.norm_all and attention.k_norm is not None:
-        k_NGK = attention.k_norm(k_NGK)
+    q_NHK, (k_NGK, v_NGK) = attention.queries(x_ND), attention.keys_values(x_ND)
     if turn is not None:
-        q_NHK, k_NGK = (attention._rotate(each, *turn) for each in (q_NHK, k_NGK))
+        q_NHK, k_NGK = (attention.turned(each, *turn) for each in (q_NHK, k_NGK))
     if attention.relative is None:
         return q_NHK, None, k_NGK, v_NGK
     return q_NHK + attention.content_bias, q_NHK + attention.position_bias, k_NGK, v_NGK

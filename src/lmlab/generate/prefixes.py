@@ -25,7 +25,7 @@ class _Block:
 
     @property
     def bytes(self) -> int:
-        return self.held.content.numel() * self.held.content.element_size()
+        return self.held.bytes
 
 
 class Prefixes:

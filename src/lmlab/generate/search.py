@@ -1,9 +1,9 @@
-"""Decoding that looks at several continuations: beam search and contrastive search, one prompt at a time."""
+"""Decoding that looks at several continuations: beam search and contrastive search, of several prompts at once."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmlab.errors import Failed, Refused
-from lmlab.generate.batching import Request
+from lmlab.generate.batching import Request, passes
 from lmlab.generate.cache import Cache
-from lmlab.generate.module_decoder import AnyDecoder
+from lmlab.generate.decoders import AnyDecoder
 
 
 @dataclass(frozen=True)
@@ -67,53 +67,101 @@ class Found:
     score: float
 
 
-def begin(decoder: AnyDecoder, request: Request, rows: int) -> tuple[Cache, Tensor]:
-    """A cache with room for so many answers, the prompt in its row 0; hidden states (T, D) of the prompt."""
-    cache = Cache(decoder.config, rows, len(request.prompt) + request.limit, decoder.device)
-    hidden_TD = decoder.prefill([request.prompt], cache=cache, rows=[0], sources=[request.source], prefix=True)
-    return cache, hidden_TD
+def begin(decoder: AnyDecoder, requests: Sequence[Request], rows: int, slack: int = 0) -> tuple[Cache, list[Tensor]]:
+    """A cache with room for so many answers, the prompts in its first rows; hidden states (T, D) of each prompt. `slack`:
+    how many tokens may be taken back."""
+    cache = Cache(decoder.config, rows, max(len(r.prompt) + r.limit for r in requests), decoder.device, slack)
+    hidden: dict[int, Tensor] = {}
+    for part in passes(range(len(requests)), [len(request.prompt) for request in requests]):
+        batch = [requests[i] for i in part]
+        prompts, sources = [request.prompt for request in batch], [request.source for request in batch]
+        hidden_ND = decoder.prefill(prompts, cache=cache, rows=part, sources=sources, prefix=True)
+        hidden |= dict(zip(part, hidden_ND.split([len(prompt) for prompt in prompts])))
+    return cache, [hidden[i] for i in range(len(requests))]
+
+
+def groups(requests: Sequence[Request], rows_each: int, most_rows: int) -> Iterator[Sequence[Request]]:
+    """Requests that are computed at once, in their order: as many as have room."""
+    count = max(1, most_rows // rows_each)
+    for at in range(0, len(requests), count):
+        yield requests[at : at + count]
 
 
 @torch.inference_mode()
-def beam_search(decoder: AnyDecoder, request: Request, beam: Beam) -> list[Found]:
-    """The best hypotheses, best first. Raises Failed where logits are not numbers."""
-    cache, hidden_TD = begin(decoder, request, beam.beams)
-    hidden_BD = hidden_TD[-1:]
-    alive = [Found((), (), False, 0.0)]
-    ended: list[Found] = []
-    # Enough candidates that `beams` of them go on even if all others end.
-    wide = beam.beams * (1 + len(request.stop_ids))
-    for length in range(1, request.limit + 1):
-        logprobs_BV = decoder.logits(hidden_BD).log_softmax(-1)
+def beam_search(decoder: AnyDecoder, requests: Sequence[Request], beam: Beam, most_rows: int = 32) -> list[list[Found]]:
+    """The best hypotheses of each request, best first; requests share passes as far as `most_rows` beams go. Raises
+    Failed where logits are not numbers."""
+    found: list[list[Found]] = []
+    for group in groups(requests, beam.beams, most_rows):
+        runs = under_way = [_Beams(request, beam) for request in group]
+        cache, hidden = begin(decoder, group, beam.beams * len(group))
+        hidden_BD = torch.stack([hidden_TD[-1] for hidden_TD in hidden])
+        while True:
+            logprobs_BV = decoder.logits(hidden_BD).log_softmax(-1)
+            rows: list[int] = []
+            first = 0
+            for run, mine_BV in zip(under_way, logprobs_BV.split([len(run.alive) for run in under_way])):
+                rows += [first + parent for parent in run.advance(mine_BV)]
+                first += len(mine_BV)
+            under_way = [run for run in under_way if not run.done]
+            if not under_way:
+                break
+            places = [run.place for run in under_way for _ in run.alive]
+            cache.choose_rows(rows, max(places))
+            hidden_BD = decoder.decode([each.ids[-1] for run in under_way for each in run.alive], places, cache)
+        found += [run.ended[: beam.n_best] for run in runs]
+    return found
+
+
+class _Beams:
+    """The beams of one request."""
+
+    def __init__(self, request: Request, beam: Beam) -> None:
+        self.request, self.beam = request, beam
+        self.alive = [Found((), (), False, 0.0)]
+        self.ended: list[Found] = []
+        self.length = 0
+        self.done = False
+        # Enough candidates that `beams` of them go on even if all others end.
+        self.wide = beam.beams * (1 + len(request.stop_ids))
+
+    @property
+    def place(self) -> int:
+        """The position of the beams' last tokens."""
+        return len(self.request.prompt) + self.length - 1
+
+    def advance(self, logprobs_BV: Tensor) -> list[int]:
+        """Take the next token of each beam. The beams that those under way now were made of; none where it is done."""
+        beam, limit = self.beam, self.request.limit
         if bool(logprobs_BV.isnan().any()):
-            raise Failed(f"{request.name}: the logits of new token {length - 1} are not numbers (NaN or infinite)")
-        totals_BV = logprobs_BV.double() + torch.tensor([[math.fsum(a.logprobs)] for a in alive], device=decoder.device)
-        values, places = totals_BV.flatten().topk(min(wide, totals_BV.numel()))
+            raise Failed(
+                f"{self.request.name}: the logits of new token {self.length} are not numbers (NaN or infinite)"
+            )
+        self.length += 1
+        sums_B1 = torch.tensor([[math.fsum(each.logprobs)] for each in self.alive], device=logprobs_BV.device)
+        totals_BV = logprobs_BV.double() + sums_B1
+        values, places = totals_BV.flatten().topk(min(self.wide, totals_BV.numel()))
         going: list[Found] = []
         parents: list[int] = []
         for rank, (total, place) in enumerate(zip(values.tolist(), places.tolist())):
             parent, token = divmod(place, totals_BV.shape[1])
-            stopped = token in request.stop_ids
+            stopped = token in self.request.stop_ids
             if (stopped and rank >= beam.beams) or (not stopped and len(going) == beam.beams):
                 continue
-            logprobs = (*alive[parent].logprobs, float(logprobs_BV[parent, token]))
-            score = total / length**beam.length_penalty
-            made = Found((*alive[parent].ids, token), logprobs, stopped, score)
+            logprobs = (*self.alive[parent].logprobs, float(logprobs_BV[parent, token]))
+            score = total / self.length**beam.length_penalty
+            made = Found((*self.alive[parent].ids, token), logprobs, stopped, score)
             if stopped:
-                ended.append(made)
+                self.ended.append(made)
             else:
                 going.append(made)
                 parents.append(parent)
-        ended = _best(ended, beam.beams)
-        if length == request.limit and not (beam.early_stopping and len(ended) == beam.beams):
-            ended = _best([*ended, *going], beam.beams)
-        if not going or length == request.limit or _is_settled(going, ended, beam, length, request.limit):
-            break
-        alive = going
-        place = len(request.prompt) + length - 1
-        cache.choose_rows(parents, place)
-        hidden_BD = decoder.decode([each.ids[-1] for each in alive], [place] * len(alive), cache)
-    return ended[: beam.n_best]
+        self.ended = _best(self.ended, beam.beams)
+        if self.length == limit and not (beam.early_stopping and len(self.ended) == beam.beams):
+            self.ended = _best([*self.ended, *going], beam.beams)
+        self.done = not going or self.length == limit or _is_settled(going, self.ended, beam, self.length, limit)
+        self.alive = going
+        return [] if self.done else parents
 
 
 def _best(found: Sequence[Found], count: int) -> list[Found]:
@@ -132,30 +180,81 @@ def _is_settled(going: Sequence[Found], ended: Sequence[Found], beam: Beam, leng
 
 
 @torch.inference_mode()
-def contrastive_search(decoder: AnyDecoder, request: Request, settings: Contrastive) -> Found:
-    """One answer. Raises Failed where logits are not numbers."""
+def contrastive_search(
+    decoder: AnyDecoder, requests: Sequence[Request], settings: Contrastive, most_rows: int = 32
+) -> list[Found]:
+    """One answer to each request; requests share passes as far as `most_rows` candidates go. Raises Failed where logits
+    are not numbers."""
     K = min(settings.top_k, decoder.config.vocab_size)
-    cache, hidden_TD = begin(decoder, request, K)
-    cache.choose_rows([0] * K, len(request.prompt))
-    before_SD = F.normalize(decoder.states(hidden_TD), dim=-1)
-    logits_V = decoder.logits(hidden_TD[-1:])[0]
-    ids: list[int] = []
-    logprobs: list[float] = []
-    for place in range(len(request.prompt), len(request.prompt) + request.limit):
-        logprobs_V = logits_V.log_softmax(-1)
+    found: list[Found] = []
+    for group in groups(requests, K, most_rows):
+        cache, hidden = begin(decoder, group, K * len(group))
+        runs = under_way = [_Candidates(decoder, *each) for each in zip(group, hidden)]
+        kept = [row for row in range(len(group)) for _ in range(K)]
+        while True:
+            under_way = [run for run in under_way if not run.done]
+            if not under_way:
+                break
+            cache.choose_rows(kept, max(run.place for run in under_way))
+            proposals = [run.propose(K) for run in under_way]
+            places = [run.place for run in under_way for _ in range(K)]
+            hidden_ND = decoder.decode([token for tokens in proposals for token in tokens], places, cache)
+            kept = []
+            for index, (run, hidden_KD) in enumerate(zip(under_way, hidden_ND.split(K))):
+                rows, place = range(index * K, (index + 1) * K), run.place
+                cache.copy_slot(rows[run.choose(decoder, hidden_KD, settings.alpha)], place, rows)
+                kept += [] if run.done else rows
+        found += [run.found for run in runs]
+    return found
+
+
+class _Candidates:
+    """One request's answer, its candidates for the next token, and the states of all tokens before."""
+
+    def __init__(self, decoder: AnyDecoder, request: Request, hidden_TD: Tensor) -> None:
+        self.request = request
+        self.before_SD = F.normalize(decoder.states(hidden_TD), dim=-1)
+        self.logits_V = decoder.logits(hidden_TD[-1:])[0]
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.tokens: list[int] = []
+        self.values_K = torch.empty(0)
+
+    @property
+    def place(self) -> int:
+        """The position of the next token."""
+        return len(self.request.prompt) + len(self.ids)
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.ids) and self.ids[-1] in self.request.stop_ids
+
+    @property
+    def done(self) -> bool:
+        return self.stopped or len(self.ids) >= self.request.limit
+
+    @property
+    def found(self) -> Found:
+        return Found(tuple(self.ids), tuple(self.logprobs), self.stopped, math.fsum(self.logprobs))
+
+    def propose(self, K: int) -> list[int]:
+        """The likeliest K tokens."""
+        logprobs_V = self.logits_V.log_softmax(-1)
         if bool(logprobs_V.isnan().any()):
-            raise Failed(f"{request.name}: the logits of new token {len(ids)} are not numbers (NaN or infinite)")
-        values_K, tokens_K = logprobs_V.topk(K)
-        hidden_KD = decoder.decode(tokens_K.tolist(), [place] * K, cache)
+            raise Failed(
+                f"{self.request.name}: the logits of new token {len(self.ids)} are not numbers (NaN or infinite)"
+            )
+        self.values_K, tokens_K = logprobs_V.topk(K)
+        self.tokens = tokens_K.tolist()
+        return self.tokens
+
+    def choose(self, decoder: AnyDecoder, hidden_KD: Tensor, alpha: float) -> int:
+        """Take the best of the candidates; which one it is."""
         states_KD = F.normalize(decoder.states(hidden_KD), dim=-1)
-        penalty_K = (states_KD @ before_SD.T).amax(-1)
-        best = int(((1 - settings.alpha) * values_K.exp() - settings.alpha * penalty_K).argmax())
-        ids.append(int(tokens_K[best]))
-        logprobs.append(float(values_K[best]))
-        if ids[-1] in request.stop_ids:
-            break
-        cache.copy_slot(best, place, K)
-        before_SD = torch.cat((before_SD, states_KD[best : best + 1]))
-        logits_V = decoder.logits(hidden_KD[best : best + 1])[0]
-    stopped = bool(ids) and ids[-1] in request.stop_ids
-    return Found(tuple(ids), tuple(logprobs), stopped, math.fsum(logprobs))
+        penalty_K = (states_KD @ self.before_SD.T).amax(-1)
+        best = int(((1 - alpha) * self.values_K.exp() - alpha * penalty_K).argmax())
+        self.ids.append(self.tokens[best])
+        self.logprobs.append(float(self.values_K[best]))
+        self.before_SD = torch.cat((self.before_SD, states_KD[best : best + 1]))
+        self.logits_V = decoder.logits(hidden_KD[best : best + 1])[0]
+        return best

@@ -6,7 +6,7 @@ accepts exactly the tokens that the large model would say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from lmlab.generate.batching import Request
-from lmlab.generate.cache import Cache
-from lmlab.generate.module_decoder import AnyDecoder
+from lmlab.generate.decoders import AnyDecoder
 from lmlab.generate.sampling import Sampling, kept_tokens, penalise
-from lmlab.generate.search import begin
+from lmlab.generate.search import begin, groups
 
 
 @dataclass
 class Tally:
-    """How many tokens were proposed, how many of them were accepted, and how many passes the large model made."""
+    """How many tokens were proposed, how many of them were accepted, and how many passes the large model made (one
+    over several requests counts for each)."""
 
     drafted: int = 0
     accepted: int = 0
@@ -80,65 +80,105 @@ def verify(
 
 
 class _Side:
-    """One of the two models with its cache: `tokens` of the sequence stand in it."""
+    """One of the two models with its cache: of request i's sequence `tokens[i]` stand in row i."""
 
-    def __init__(self, decoder: AnyDecoder, request: Request) -> None:
+    def __init__(self, decoder: AnyDecoder, requests: Sequence[Request], tokens: int) -> None:
         self.decoder = decoder
-        self.cache: Cache
-        self.cache, hidden_TD = begin(decoder, request, 1)
-        self.tokens = len(request.prompt)
-        self.last_V = decoder.logits(hidden_TD[-1:])[0]
+        self.cache, hidden = begin(decoder, requests, len(requests), tokens)
+        self.tokens = [len(request.prompt) for request in requests]
+        self.last = [decoder.logits(hidden_TD[-1:])[0] for hidden_TD in hidden]
 
-    def read(self, sequence: Sequence[int]) -> Tensor:
-        """Logits (T, V) after each token of the sequence that is not in the cache yet."""
-        hidden_TD = self.decoder.prefill([sequence[self.tokens :]], cache=self.cache, rows=[0], starts=[self.tokens])
-        self.tokens = len(sequence)
-        return self.decoder.logits(hidden_TD)
+    def read(self, sequences: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
+        """Logits (T, V) after each token of these rows' sequences that is not in the cache yet."""
+        rows = list(sequences)
+        starts = [self.tokens[row] for row in rows]
+        new = [sequences[row][start:] for row, start in zip(rows, starts)]
+        hidden_ND = self.decoder.prefill(new, cache=self.cache, rows=rows, starts=starts)
+        for row in rows:
+            self.tokens[row] = len(sequences[row])
+        return {row: self.decoder.logits(each) for row, each in zip(rows, hidden_ND.split([len(n) for n in new]))}
+
+    def forget(self, row: int, length: int) -> None:
+        """What a row has after so many tokens was rejected: its slots are written over."""
+        self.tokens[row] = min(self.tokens[row], length)
+
+
+class _Answer:
+    """A request with its random numbers and what is proposed for it now."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.random = np.random.Generator(np.random.Philox(key=request.sampling.seed))
+        self.proposed: list[int] = []
+        self.q: list[np.ndarray] = []
+
+    @property
+    def sequence(self) -> list[int]:
+        return [*self.request.prompt, *self.request.ids, *self.proposed]
+
+    def wanted(self, logits_V: Tensor, ids: Sequence[int]) -> np.ndarray:
+        """What is drawn from after an answer's `ids`."""
+        sampling = self.request.sampling
+        if sampling.penalised:
+            logits_V = penalise(logits_V, sampling, self.request.source or self.request.prompt, ids)
+        return distribution(logits_V, sampling)
+
+    def accept(self, token: int, logits_V: Tensor) -> None:
+        if not self.request.done:
+            temperature = self.request.sampling.temperature or 1.0
+            self.request.accept(token, float(torch.log_softmax(logits_V / temperature, -1)[token]))
+
+    def propose(self, logits_V: Tensor) -> None:
+        self.q.append(self.wanted(logits_V, [*self.request.ids, *self.proposed]))
+        self.proposed.append(draw(self.q[-1], self.random.random()))
+
+    def judge(self, logits_TV: Tensor, tally: Tally) -> int:
+        """Accept what the large model accepts, and its own next token. How many proposals were accepted."""
+        said = list(self.request.ids)
+        p = [self.wanted(logits_V, [*said, *self.proposed[:place]]) for place, logits_V in enumerate(logits_TV)]
+        count, after = verify(self.proposed, self.q, p, self.random.random(len(p) + 1))
+        tally.drafted += len(self.proposed)
+        tally.accepted += count
+        for token, logits_V in zip([*self.proposed[:count], after], logits_TV):
+            self.accept(token, logits_V)
+        self.proposed, self.q = [], []
+        return count
 
 
 @torch.inference_mode()
-def speculate(target: AnyDecoder, draft: AnyDecoder, request: Request, tokens: int, tally: Tally) -> None:
-    """Complete a request, with at most so many proposals a pass."""
-    sampling = request.sampling
-    random = np.random.Generator(np.random.Philox(key=sampling.seed))
-    given = request.source or request.prompt
+def speculate(
+    target: AnyDecoder, draft: AnyDecoder, requests: Sequence[Request], tokens: int, tally: Tally, most_rows: int = 32
+) -> None:
+    """Complete requests, with at most so many proposals a pass; `most_rows` of them share their passes. Each draws from its
+    own seed, so that its answer is what it is alone."""
+    for group in groups([request for request in requests if not request.done], 1, most_rows):
+        large, small = _Side(target, group, tokens), _Side(draft, group, tokens)
+        answers = [_Answer(request) for request in group]
+        for answer, logits_V in zip(answers, large.last):
+            tally.passes += 1
+            if _are_numbers(answer.request, logits_V):
+                answer.accept(draw(answer.wanted(logits_V, []), answer.random.random()), logits_V)
+        while under_way := {row: answer for row, answer in enumerate(answers) if not answer.request.done}:
+            lengths = {row: len(answer.sequence) for row, answer in under_way.items()}
+            room = {
+                row: min(answer.request.limit - len(answer.request.ids), draft.config.context_length - lengths[row]) - 1
+                for row, answer in under_way.items()
+            }
+            for count in range(tokens):
+                going = {row: answer.sequence for row, answer in under_way.items() if count < room[row]}
+                for row, logits_TV in small.read(going).items() if going else ():
+                    under_way[row].propose(logits_TV[-1])
+            for row, logits_TV in large.read({row: answer.sequence for row, answer in under_way.items()}).items():
+                tally.passes += 1
+                if _are_numbers(under_way[row].request, logits_TV):
+                    kept = lengths[row] + under_way[row].judge(logits_TV, tally)
+                    large.forget(row, kept)
+                    small.forget(row, kept)
 
-    def wanted(logits_V: Tensor, ids: Sequence[int]) -> np.ndarray:
-        return distribution(penalise(logits_V, sampling, given, ids) if sampling.penalised else logits_V, sampling)
 
-    def accept(token: int, logits_V: Tensor) -> None:
-        if not request.done:
-            request.accept(token, float(torch.log_softmax(logits_V / (sampling.temperature or 1.0), -1)[token]))
-
-    if request.done:
-        return
-    large, small = _Side(target, request), _Side(draft, request)
-    tally.passes += 1
-    if bool(large.last_V.isnan().any()):
+def _are_numbers(request: Request, logits: Tensor) -> bool:
+    """Whether logits are numbers; a request whose are not ends with that error."""
+    if bool(logits.isnan().any()):
         request.accept(0, float("nan"))
-        return
-    accept(draw(wanted(large.last_V, []), random.random()), large.last_V)
-    while not request.done:
-        sequence = [*request.prompt, *request.ids]
-        room = min(request.limit - len(request.ids), draft.config.context_length - len(sequence)) - 1
-        proposed: list[int] = []
-        q: list[np.ndarray] = []
-        for _ in range(min(tokens, room)):
-            logits_V = small.read([*sequence, *proposed])[-1]
-            q.append(wanted(logits_V, [*request.ids, *proposed]))
-            proposed.append(draw(q[-1], random.random()))
-        logits_TV = large.read([*sequence, *proposed])
-        tally.passes += 1
-        if bool(logits_TV.isnan().any()):
-            request.accept(0, float("nan"))
-            return
-        said = list(request.ids)
-        p = [wanted(logits_V, [*said, *proposed[:place]]) for place, logits_V in enumerate(logits_TV)]
-        count, after = verify(proposed, q, p, random.random(len(p) + 1))
-        tally.drafted += len(proposed)
-        tally.accepted += count
-        for token, logits_V in zip([*proposed[:count], after], logits_TV):
-            accept(token, logits_V)
-        # What was rejected is forgotten: its slots are written over.
-        large.tokens = min(large.tokens, len(sequence) + count)
-        small.tokens = min(small.tokens, len(sequence) + count)
+        return False
+    return True

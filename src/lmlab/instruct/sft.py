@@ -301,5 +301,5 @@ def _samples(before: Sequence[Judged], after: Sequence[Judged], count: int) -> l
 STAGE = StageKind(
     config=SftConfig,
     run=run,
-    inputs=(Input("model", ("pretrain", "sft", "ppo")), Input("corpus", ("corpus",), required=False)),
+    inputs=(Input("model", ("pretrain", "sft", "ppo"), model=True), Input("corpus", ("corpus",), required=False)),
 )

@@ -14,6 +14,7 @@ from lmlab.model.norm import RMSNorm
 from lmlab.model.pattern import FULL, Pattern
 from lmlab.model.position import ROTATIONS
 from lmlab.model.seeing import Bias, Sight
+from lmlab.model.wide import wide
 
 __all__ = ["Attention", "Kernel", "Place"]
 
@@ -79,18 +80,10 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, place: Place, memory_BSD: Tensor | None = None) -> Tensor:
         """Attention of x to itself, or to an encoder's hidden states."""
         B, T, _ = x_BTD.shape
-        source_BSD = x_BTD if memory_BSD is None else memory_BSD
-        S = source_BSD.shape[1]
-        q_BTH, k_BSG, v_BSG = self.q(x_BTD), self.k(source_BSD), self.v(source_BSD)
-        if self.norm_all and self.q_norm is not None and self.k_norm is not None:
-            q_BTH, k_BSG = self.q_norm(q_BTH), self.k_norm(k_BSG)
-        q_BTHK = q_BTH.view(B, T, self.heads, self.head_dim)
-        k_BSGK = k_BSG.view(B, S, self.kv_heads, self.head_dim)
-        v_BSGK = v_BSG.view(B, S, self.kv_heads, self.head_dim)
-        if not self.norm_all and self.q_norm is not None and self.k_norm is not None:
-            q_BTHK, k_BSGK = self.q_norm(q_BTHK), self.k_norm(k_BSGK)
+        q_BTHK = self.queries(x_BTD)
+        k_BSGK, v_BSGK = self.keys_values(x_BTD if memory_BSD is None else memory_BSD)
         if place.cos is not None and place.sin is not None:
-            q_BTHK, k_BSGK = (self._rotate(each, place.cos, place.sin) for each in (q_BTHK, k_BSGK))
+            q_BTHK, k_BSGK = (self.turned(each, place.cos, place.sin) for each in (q_BTHK, k_BSGK))
         bias_BHTS = None
         if self.relative is not None:
             bias_BHTS = self._relative_scores(q_BTHK, place) * self.scale
@@ -103,10 +96,25 @@ class Attention(nn.Module):
         mixed_BHTK = KERNELS[place.kernel](q_BHTK, k_BGSK, v_BGSK, scores)
         return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
 
-    def _rotate(self, x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def queries(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., H, K), normalised."""
+        return self._by_head(self.q(x), self.heads, self.q_norm)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., D) -> keys, normalised, and values, each (..., G, K)."""
+        return self._by_head(self.k(x), self.kv_heads, self.k_norm), self._by_head(self.v(x), self.kv_heads, None)
+
+    def _by_head(self, x: Tensor, heads: int, norm: RMSNorm | None) -> Tensor:
+        if norm is not None and self.norm_all:
+            x, norm = norm(x), None
+        x = x.view(*x.shape[:-1], heads, self.head_dim)
+        return x if norm is None else norm(x)
+
+    def turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries or keys (..., heads, K) rotated, as far as a head is; cos and sin broadcast to (..., 1, rotated / 2)."""
         if self.rotary_dim == self.head_dim:
-            return self.rotate(x_BTHK, cos, sin)
-        turned, kept = x_BTHK.split((self.rotary_dim, self.head_dim - self.rotary_dim), dim=-1)
+            return self.rotate(x, cos, sin)
+        turned, kept = x.split((self.rotary_dim, self.head_dim - self.rotary_dim), dim=-1)
         return torch.cat((self.rotate(turned, cos, sin), kept), dim=-1)
 
     def _relative_scores(self, q_BTHK: Tensor, place: Place) -> Tensor:
@@ -116,6 +124,6 @@ class Attention(nn.Module):
         """
         assert self.relative is not None and place.relative_RD is not None and place.distance_BTS is not None
         r_RHK = self.relative(place.relative_RD.to(q_BTHK.dtype)).view(-1, self.heads, self.head_dim)
-        all_BHTR = torch.einsum("bthk,rhk->bhtr", q_BTHK + self.position_bias, r_RHK).float()
+        all_BHTR = wide(torch.einsum("bthk,rhk->bhtr", q_BTHK + self.position_bias, r_RHK))
         index_BHTS = place.distance_BTS[:, None].expand(len(all_BHTR), self.heads, -1, -1)
         return all_BHTR.gather(-1, index_BHTS)

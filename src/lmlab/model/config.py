@@ -104,6 +104,14 @@ class Parts(Config):
     mup_base_width: int | None = Field(default=None, ge=1)
     """d_model at which muP's rates and multipliers are 1 (2203.03466)."""
 
+    def differs(self, apart_from: frozenset[str]) -> dict[str, Any]:
+        """The switches, apart from those named, that are not at their default: {name: value}."""
+        return {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if name not in apart_from and not field.is_required() and getattr(self, name) != field.default
+        }
+
 
 class ModelConfig(Parts):
     """A model's shape and parts. Fields left at None are derived, see `sizes`."""
@@ -211,11 +219,3 @@ class ModelConfig(Parts):
         from lmlab.model.count import flops
 
         return flops(self, source, target, length)
-
-    def differs(self, apart_from: frozenset[str]) -> dict[str, Any]:
-        """The switches, apart from those named, that are not at their default: {name: value}."""
-        return {
-            name: getattr(self, name)
-            for name, field in type(self).model_fields.items()
-            if name not in apart_from and not field.is_required() and getattr(self, name) != field.default
-        }

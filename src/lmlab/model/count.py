@@ -125,16 +125,19 @@ def memory(c: ModelConfig, batch: int, length: int, precision: str = "float32") 
     """Bytes. `weights`, `gradients`, `optimizer` (Adam's two moments) and their sum `training`: 4, 4 and 8 a parameter,
     since training keeps float32 whatever the matrix products are made in; activations are not counted. `inference`: the
     weights in `precision`. `kv_cache`: keys and values of `batch` sequences of `length` in `precision`, a
-    cross-attention's of a source of the same length included, every slot counted whatever the pattern.
+    cross-attention's of a source of the same length included; layers of pattern local(W) keep W positions, as the
+    engine's cache does, the others all.
     """
     total, size = parameters(c)["total"], BYTES[precision]
     s = c.sizes()
-    slots = s.layers * (2 if c.has_encoder else 1) * 2 * s.kv_heads * s.head_dim
+    patterns = [c.pattern(layer) for layer in range(s.layers)]
+    positions = sum(min(length, each.numbers[0]) if each.kind == "local" else length for each in patterns)
+    positions += s.layers * length if c.has_encoder else 0
     return {
         "weights": 4 * total,
         "gradients": 4 * total,
         "optimizer": 8 * total,
         "training": 16 * total,
         "inference": size * total,
-        "kv_cache": batch * length * slots * size,
+        "kv_cache": batch * positions * 2 * s.kv_heads * s.head_dim * size,
     }

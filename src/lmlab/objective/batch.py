@@ -16,7 +16,8 @@ class Batch:
     segments and positions (B, T) where several documents share a row; padding (B, T) True where a row is filled up.
 
     Of a prefix decoder prefix (B, T), the length of each token's document's prefix. Of an encoder-decoder the source: a
-    target's segment sees the source of the same number. See `Transformer.forward`, which takes them by the same names.
+    target's segment sees the source of the same number. `block_positions` (B, T) are glm-2d's second positions. See
+    `Transformer.forward`, which takes these by the same names. `parts` (B, T): which objective of a mixture.
     """
 
     tokens_BT: Tensor
@@ -26,6 +27,8 @@ class Batch:
     positions_BT: Tensor | None = None
     padding_BT: Tensor | None = None
     prefix_BT: Tensor | None = None
+    block_positions_BT: Tensor | None = None
+    parts_BT: Tensor | None = None
     encoder_tokens_BS: Tensor | None = None
     encoder_segments_BS: Tensor | None = None
     encoder_positions_BS: Tensor | None = None

@@ -23,17 +23,23 @@ from lmlab.objective.example import Example, Ids
 @dataclass(frozen=True)
 class Layout:
     """Where examples go: the architecture, the decoder's and the encoder's room in tokens, the token that a decoder
-    beside an encoder begins with, and the token that fills up."""
+    beside an encoder begins with, and the token that fills up. `blocks`: the model has GLM's two positions."""
 
     architecture: Architecture
     room: int
     encoder_room: int
     start_id: int
     pad_id: int
+    blocks: bool = False
 
     @property
     def has_encoder(self) -> bool:
         return self.architecture == "encoder-decoder"
+
+    def fits(self, example: Example) -> bool:
+        """Whether an example fits into a row."""
+        row = self._row(example)
+        return len(row.tokens) <= self.room and len(row.encoder) <= self.encoder_room
 
     def batch(self, examples: Sequence[Example], multiple: int = 1) -> tuple[Batch, list[tuple[int, int]]]:
         """The batch, its rows rounded up to a multiple (few shapes, for the compiler), and (row, segment) of each
@@ -58,18 +64,31 @@ class Layout:
     def _row(self, example: Example) -> _Row:
         source, target = example.source, example.target
         learnt = np.arange(len(target)) >= example.given
+        if example.inputs is None and not self.has_encoder:
+            # The source's last token predicts the target's first.
+            whole = np.concatenate((source, target))
+            learnt = np.concatenate((np.zeros(len(source), dtype=bool), learnt))
+            return _Row(whole[:-1], whole[1:], learnt[1:], np.arange(len(whole) - 1), len(source), source[:0], example)
+        inputs = example.inputs
+        if inputs is None:
+            inputs = np.concatenate(([self.start_id], target[:-1]))
         if self.has_encoder:
-            return _Row(np.concatenate(([self.start_id], target[:-1])), target, learnt, 0, source)
-        whole = np.concatenate((source, target))
-        learnt = np.concatenate((np.zeros(len(source), dtype=bool), learnt))
-        return _Row(whole[:-1], whole[1:], learnt[1:], len(source), source[:0])
+            return _Row(inputs, target, learnt, np.arange(len(inputs)), 0, source, example)
+        tokens = np.concatenate((source, inputs))
+        nothing = np.full(len(source), self.pad_id)
+        targets = np.concatenate((nothing, target))
+        learnt = np.concatenate((nothing < 0, learnt))
+        positions = np.arange(len(tokens))
+        if self.blocks and example.positions is not None:
+            positions[len(source) :] = example.positions
+        return _Row(tokens, targets, learnt, positions, len(source), source[:0], example)
 
     def _filled(self, held: list[list[_Row]], count: int) -> Batch:
         shape, encoder_shape = (count, self.room), (count, self.encoder_room)
         tokens, targets = (np.full(shape, self.pad_id, dtype=np.int64) for _ in range(2))
         mask = np.zeros(shape, dtype=bool)
         segments = np.full(shape, -1, dtype=np.int64)
-        positions, prefix = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        positions, prefix, blocks, parts = (np.zeros(shape, dtype=np.int64) for _ in range(4))
         encoder = np.full(encoder_shape, self.pad_id, dtype=np.int64)
         encoder_segments = np.full(encoder_shape, -1, dtype=np.int64)
         encoder_positions = np.zeros(encoder_shape, dtype=np.int64)
@@ -78,8 +97,11 @@ class Layout:
             for number, row in enumerate(rows):
                 here = slice(at, at + len(row.tokens))
                 tokens[b, here], targets[b, here], mask[b, here] = row.tokens, row.targets, row.mask
-                segments[b, here], prefix[b, here] = number, row.prefix
-                positions[b, here] = np.arange(len(row.tokens))
+                segments[b, here], positions[b, here], parts[b, here] = number, row.positions, row.example.part
+                # A key's prefix: none for the target's tokens, whose position may lie inside the source (GLM).
+                prefix[b, at : at + row.prefix] = row.prefix
+                if row.example.block_positions is not None:
+                    blocks[b, at + row.prefix : here.stop] = row.example.block_positions
                 there = slice(encoder_at, encoder_at + len(row.encoder))
                 encoder[b, there], encoder_segments[b, there] = row.encoder, number
                 encoder_positions[b, there] = np.arange(len(row.encoder))
@@ -92,7 +114,10 @@ class Layout:
             segments_BT=tensor(segments),
             positions_BT=tensor(positions),
             padding_BT=tensor(segments < 0),
+            parts_BT=tensor(parts),
         )
+        if self.blocks:
+            batch.block_positions_BT = tensor(blocks)
         if self.architecture == "prefix-decoder":
             batch.prefix_BT = tensor(prefix)
         if self.has_encoder:
@@ -110,5 +135,7 @@ class _Row:
     tokens: Ids
     targets: Ids
     mask: np.ndarray
+    positions: Ids
     prefix: int
     encoder: Ids
+    example: Example

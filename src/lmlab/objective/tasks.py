@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
-from lmlab.objective.example import Example, Ids
+from lmlab.objective.example import NOTHING, Example, Ids, Room, with_mode
 from lmlab.objective.spans import noise_counts, noise_spans
-
-NOTHING = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,8 @@ class CausalTask:
     def lengths(self, n: int) -> tuple[float, float]:
         return 0, n
 
-    def capacity(self, n: int) -> tuple[int, int]:
-        return 0, n
+    def room(self, n: int) -> Room:
+        return Room(0, n, n)
 
     def example(self, ids: Ids, rng: np.random.Generator) -> Example | None:
         return Example(NOTHING, ids) if len(ids) > 1 else None
@@ -34,24 +33,39 @@ class CausalTask:
 
 @dataclass(frozen=True)
 class PrefixTask:
-    """The first tokens, 1 to all but one, each number as likely, are source; the others target (1910.10683)."""
+    """The first tokens are source, the others target: 1 to all but one, each number as likely (1910.10683), or a fixed
+    share of targets (UL2's S-denoiser)."""
 
-    plain = True
+    target: float | None = None
+    mode: int | None = None
+
+    @property
+    def plain(self) -> bool:
+        return self.mode is None
 
     def lengths(self, n: int) -> tuple[float, float]:
-        return n / 2, n / 2
+        extra = self.mode is not None
+        if self.target is None:
+            return n / 2 + extra, n / 2
+        return self._prefix(n) + extra, n - self._prefix(n)
 
-    def capacity(self, n: int) -> tuple[int, int]:
-        return n, n
+    def room(self, n: int) -> Room:
+        extra = int(self.mode is not None)
+        target = n if self.target is None else n - self._prefix(n)
+        source = n if self.target is None else self._prefix(n)
+        return Room(source + extra, target, n + extra)
+
+    def _prefix(self, n: int) -> int:
+        return n - min(max(round(n * (self.target or 0)), 1), n - 1)
 
     def example(self, ids: Ids, rng: np.random.Generator) -> Example | None:
         if len(ids) < 2:
             return None
-        prefix = int(rng.integers(1, len(ids)))
-        return Example(ids[:prefix], ids[prefix:])
+        prefix = int(rng.integers(1, len(ids))) if self.target is None else self._prefix(len(ids))
+        return self.continuation(ids[:prefix], ids[prefix:])
 
     def continuation(self, before: Ids, after: Ids) -> Example:
-        return Example(before, after)
+        return cast(Example, with_mode(Example(before, after), self.mode))
 
 
 @dataclass(frozen=True)
@@ -63,16 +77,17 @@ class SpanTask:
     mean_span: float
     sentinels: Sequence[int]
     end_id: int
+    mode: int | None = None
 
     plain = False
 
     def lengths(self, n: int) -> tuple[float, float]:
         noise, spans = noise_counts(n, self.rate, self.mean_span)
-        return n - noise + spans + 1, noise + spans + 1
+        return n - noise + spans + 1 + (self.mode is not None), noise + spans + 1
 
-    def capacity(self, n: int) -> tuple[int, int]:
-        source, target = self.lengths(n)
-        return int(source), int(target)
+    def room(self, n: int) -> Room:
+        source, target = map(int, self.lengths(n))
+        return Room(source, target, source + target)
 
     def example(self, ids: Ids, rng: np.random.Generator) -> Example | None:
         if len(ids) < 2:
@@ -87,9 +102,11 @@ class SpanTask:
             target += (mark, ids[start:end])
             done = end
         end_mark = np.array([self.end_id])
-        return Example(np.concatenate((*source, ids[done:], end_mark)), np.concatenate((*target, end_mark)))
+        made = Example(np.concatenate((*source, ids[done:], end_mark)), np.concatenate((*target, end_mark)))
+        return with_mode(made, self.mode)
 
     def continuation(self, before: Ids, after: Ids) -> Example:
         """One span, at the end of the text: noise always ends a training text, so the format is a trained one."""
         first = self.sentinels[0]
-        return Example(np.concatenate((before, [first, self.end_id])), np.concatenate(([first], after)), given=1)
+        source, target = np.concatenate((before, [first, self.end_id])), np.concatenate(([first], after))
+        return cast(Example, with_mode(Example(source, target, given=1), self.mode))

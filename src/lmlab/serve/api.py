@@ -64,6 +64,7 @@ def plan(
                 top_p=request.top_p,
                 top_k=request.top_k,
                 stop=request.stop,
+                **{name: getattr(request, name) for name in generation.PENALTIES},
             )
             job = partial(generation.answer, model, ids, sampling, score_from=score_from, top=request.top)
             starts.append(job)

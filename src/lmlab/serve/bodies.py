@@ -155,7 +155,7 @@ class CompletionBody(Body):
         offsets = []
         for score in scores:
             offsets.append(start)
-            start += len(score.token)
+            start += len(score.token) if score.width is None else score.width
         return {
             "tokens": [score.token for score in scores],
             "token_logprobs": [None if score.logprob is None else finite(score.logprob) for score in scores],

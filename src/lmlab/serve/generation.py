@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmlab.errors import Refused
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+
+PENALTIES = ("min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
+"""Settings of `Sampling` that a request names as the engine does."""
 
 
 class TooLongError(Refused):
@@ -73,8 +76,9 @@ def make_sampling(
     top_p: float = 1.0,
     top_k: int = 0,
     stop: Sequence[str] = (),
+    **penalties: Any,
 ) -> Sampling:
-    """The engine's settings; without a seed one is drawn."""
+    """The engine's settings; without a seed one is drawn. `penalties`: any of PENALTIES."""
     from lmlab.generate.engine import Sampling
 
     return Sampling(
@@ -84,17 +88,20 @@ def make_sampling(
         top_p=top_p,
         seed=secrets.randbits(31) if seed is None else seed % 2**63,
         stop=tuple(stop),
+        **penalties,
     )
 
 
 @dataclass(frozen=True)
 class TokenScore:
-    """One token, its log-probability (nats; None for the first of a text) and the likeliest tokens at its place."""
+    """One token, its log-probability (nats; None for the first of a text) and the likeliest tokens at its place.
+    `width`: characters of the text that it ends; None where they are those of `token`."""
 
     token_id: int
     token: str
     logprob: float | None
     top: list[tuple[int, str, float]] = field(default_factory=list)
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -171,12 +178,29 @@ def score_tokens(
     logits_TV[drawn_from - 1 :] /= temperature or 1.0
     logprobs_TV = torch.log_softmax(logits_TV, dim=-1)
     scores = []
+    widths = _widths(model, ids[start:])
     for place in range(start, len(ids)):
+        width = widths[place - start]
         if place == 0:
-            scores.append(TokenScore(ids[0], token_text(model, ids[0]), None))
+            scores.append(TokenScore(ids[0], token_text(model, ids[0]), None, width=width))
             continue
         row_V = logprobs_TV[place - 1]
         best = torch.topk(row_V, min(top, row_V.numel()))
         near = [(i, token_text(model, i), value) for i, value in zip(best.indices.tolist(), best.values.tolist())]
-        scores.append(TokenScore(ids[place], token_text(model, ids[place]), float(row_V[ids[place]]), near))
+        scores.append(TokenScore(ids[place], token_text(model, ids[place]), float(row_V[ids[place]]), near, width))
     return scores
+
+
+def _widths(model: Model, ids: Sequence[int]) -> list[int]:
+    """How many characters each token ends: a token that is a part of a character ends none, or the whole one."""
+    widths: list[int] = []
+    # The tokens before are decoded along, because some tokenizers write a piece otherwise at the start of a text.
+    before, first = 0, 0
+    for place in range(len(ids)):
+        text = model.tokenizer.decode(list(ids[before : place + 1]), skip_special=False)
+        if text.endswith("\ufffd"):
+            widths.append(0)
+            continue
+        widths.append(len(text) - len(model.tokenizer.decode(list(ids[before:first]), skip_special=False)))
+        before, first = first, place + 1
+    return widths

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmlab.address import is_address, parse_address
 from lmlab.errors import Refused
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ def load_models(reference: str | Path) -> dict[str, Model]:
     from lmlab.generate.handle import load
     from lmlab.model.store import stages
 
+    if is_address(reference):
+        return {parse_address(str(reference)).name: load(reference)}
     path = Path(reference)
     found = stages(path) if path.is_dir() else {}
     if found:
@@ -39,6 +42,10 @@ def name_of(reference: str | Path) -> str:
 def continues_text(name: str, model: Model) -> bool:
     """Is it a model that knows no turns (it was only pretrained, or has no chat template), so that it is given plain
     text to continue?"""
+    from lmlab.generate.remote import RemoteModel
+
+    if isinstance(model, RemoteModel):
+        return False
     if name.startswith("pretrain"):
         return True
     try:

@@ -33,10 +33,14 @@ def serve(
     """
     try:
         importlib.import_module("uvicorn")
+        from lmlab.generate.remote import RemoteModel
         from lmlab.serve.app import create_app
     except ModuleNotFoundError as error:
         raise Refused(f"serve: {error.name} is not installed; install the extra: pip install 'lmlab[serve]'") from None
 
+    for name, model in models.items():
+        if isinstance(model, RemoteModel):
+            raise Refused(f"serve: {name} is served already, at {model.address.url}; expected a model of this machine")
     opened = open_port(host, port)
     with opened:
         local = is_loopback(opened)

@@ -11,8 +11,6 @@ from lmlab.serve.errors import ApiError
 
 # Settings of OpenAI's that are not done here, with the values that ask for nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
     "logit_bias": ({},),
     "best_of": (1,),
     "suffix": ("",),
@@ -62,6 +60,12 @@ class Request(BaseModel):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     """Of lmlab: choose among the k likeliest tokens; 0 is all."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    """As vLLM has it: only tokens at least this share as likely as the likeliest; 0 is all."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """As vLLM has it: above 1, what was said is less likely again."""
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     seed: int | None = None
     """The same seed and settings give the same answer; without one, each answer is drawn anew."""
     stop: Stop = []

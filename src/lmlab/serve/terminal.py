@@ -14,6 +14,7 @@ from lmlab.serve import generation
 from lmlab.serve.models import continues_text
 
 if TYPE_CHECKING:
+    from lmlab.generate.answers import Piece
     from lmlab.generate.handle import Model
 
 COMMANDS = {
@@ -49,28 +50,38 @@ class Conversation:
         A model that was only pretrained is given the message alone, as a text to continue.
         Raises TooLongError if the message alone leaves no room in the context.
         """
-        model = self.model
         text = text.encode("utf-8", "replace").decode()  # a terminal's bytes that are no UTF-8 come as lone surrogates
         messages = [*self.messages, {"role": "user", "content": text}]
-        if continues_text(self.name, self.model):
-            ids = model.tokenizer.encode(text) or [model.tokenizer.eos_id]
-        else:
-            ids, _ = generation.chat_prompt(model, messages, self.max_new_tokens, shorten=True)
         # Each answer of a seeded chat has its own seed, or the same question would always get the same answer.
         seed = None if self.seed is None else self.seed + self.answers
-        sampling = generation.make_sampling(
-            generation.room(model, ids, self.max_new_tokens), temperature=self.temperature, seed=seed
-        )
+        answer = self._answer(text, messages, seed)
         self.answers += 1
         said: list[str] = []
         try:
-            with generation.closing(generation.answer(model, ids, sampling)) as items:
+            with generation.closing(answer) as items:
                 for item in items:
                     if not isinstance(item, generation.Finished):
                         said.append(item.text)
                         yield item.text
         finally:
             self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
+
+    def _answer(
+        self, text: str, messages: list[dict[str, str]], seed: int | None
+    ) -> Iterator[Piece | generation.Finished]:
+        from lmlab.generate.remote import RemoteModel
+
+        model = self.model
+        if isinstance(model, RemoteModel):
+            sampling = generation.make_sampling(self.max_new_tokens, temperature=self.temperature, seed=seed)
+            return model.chat_stream(messages, self.max_new_tokens, self.temperature, sampling.seed)
+        if continues_text(self.name, model):
+            ids = model.tokenizer.encode(text) or [model.tokenizer.eos_id]
+        else:
+            ids, _ = generation.chat_prompt(model, messages, self.max_new_tokens, shorten=True)
+        room = generation.room(model, ids, self.max_new_tokens)
+        sampling = generation.make_sampling(room, temperature=self.temperature, seed=seed)
+        return generation.answer(model, ids, sampling)
 
     def command(self, line: str) -> str | None:
         """Do what a line that starts with / says and return what to show; None means leave."""

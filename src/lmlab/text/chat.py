@@ -21,7 +21,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lmlab.errors import Refused
-from lmlab.text.tokenizer import Tokenizer
+from lmlab.text.tokenizer import CHAT_TEMPLATE, Tokenizer
 
 Message = Mapping[str, Any]
 """{"role": "system" | "user" | "assistant", "content": text}; other keys reach the template as they are."""
@@ -51,6 +51,13 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
+
+
+def conversation_text(messages: Sequence[Message]) -> str:
+    """A conversation that asks for an answer, by the template of our own tokenizers: what names a prompt where a
+    server's template, which the model gets, is not to be seen."""
+    template = _environment().from_string(CHAT_TEMPLATE.read_text(encoding="utf-8"), {"raise_exception": _raise})
+    return template.render(messages=[dict(message) for message in messages], add_generation_prompt=True)
 
 
 class Renderer:

@@ -3,7 +3,8 @@
 after          bits of whole documents. A model that learnt each token from all before it is read over sliding windows, every
                token once. Any other (an encoder-decoder, a denoising objective) writes each piece of half a window after
                the piece before it, a document's first piece after the end-of-text token alone.
-continuation   bits of every piece but the first, given the piece before it: the same split for all models.
+continuation   bits of every piece but the first, given the piece before it: the same split for all models of a context, but for
+               denoising in a decoder alone, whose format gives the piece before twice.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lmlab.corpus.shards import Shard
+from lmlab.corpus.shards import Shards
 from lmlab.corpus.store import documents
 from lmlab.generate.engine import Engine
 from lmlab.generate.weights import Precision
@@ -36,17 +37,22 @@ PASS_TOKENS = 1 << 14
 """Tokens of rows in one forward pass (guessed)."""
 
 
-def half_window(context: int) -> int:
-    """Tokens of a piece: half a context, but for the margin."""
-    return max(context // 2, context - MARGIN) // 2
+def piece_tokens(task: Task, layout: Layout) -> int:
+    """Tokens of a piece: half a context, but for the margin; fewer where a continuation's format needs more room."""
+    context = layout.encoder_room or layout.room
+    for n in range(max(context // 2, context - MARGIN) // 2, 1, -1):
+        ids = np.zeros(n, dtype=np.int64)
+        if layout.fits(task.continuation(ids, ids)):
+            return n
+    return 1
 
 
 class Heldout:
     """The held-out documents of a corpus as tokens, and their bytes."""
 
-    def __init__(self, shard: Shard, tokenizer: Tokenizer, corpus: Path, sizes: Sequence[int], context: int) -> None:
-        self.shard, self.tokenizer, self.corpus, self.sizes = shard, tokenizer, corpus, sizes
-        self.half = half_window(context)
+    def __init__(self, shard: Shards, tokenizer: Tokenizer, corpus: Path, piece: int) -> None:
+        """`piece`: see `piece_tokens`."""
+        self.shard, self.tokenizer, self.corpus, self.piece = shard, tokenizer, corpus, piece
 
     def after(self, model: Transformer, task: Task, layout: Layout, precision: Precision) -> list[float]:
         """Bits of each document."""
@@ -73,7 +79,7 @@ class Heldout:
         return np.split(ids, range(self._first_piece(len(ids)), len(ids), self._first_piece(len(ids))))
 
     def _first_piece(self, length: int) -> int:
-        return max(1, min(self.half, -(-length // 2)))
+        return max(1, min(self.piece, -(-length // 2)))
 
     def _first(self, pieces: list[Ids]) -> list[tuple[Ids, Ids]]:
         return [(pieces[0][:1], pieces[0][1:])] if len(pieces[0]) > 1 else []

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from lmlab.model.config import ModelConfig, Parts
-from lmlab.train.fastest import can_compile, measure
+from lmlab.train.fastest import KERNELS, can_compile, measure
 from lmlab.train.ramp import Batches, RampConfig
 
 
@@ -43,7 +43,9 @@ def shape_of_width(given: Shape, d_model: int, vocab_size: int) -> ModelConfig:
     try:
         return ModelConfig.model_validate(merged)
     except ValidationError as error:
-        raise ValueError("; ".join(str(problem["msg"]) for problem in error.errors())) from None
+        raise ValueError(
+            "; ".join(str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors())
+        ) from None
 
 
 def make_plan(
@@ -54,17 +56,20 @@ def make_plan(
     steps: int | None,
     batch_tokens: int,
     precision: str,
+    kernel: str = "auto",
     compile_wish: bool | None,
     tokens_per_parameter: float,
     window: int | None = None,
     lengths: tuple[float, float] | None = None,
     ramp: RampConfig | None = None,
+    fixed: ModelConfig | None = None,
 ) -> dict[str, Any]:
-    """Decide what the recipe leaves open. Reads the clock: call it through `Context.plan`.
+    """Decide what the recipe leaves open. Reads the clock, unless steps, width, precision and kernel are all given: call
+    it through `Context.plan`.
 
     Width: the largest rung whose run of `minutes` still sees `tokens_per_parameter` tokens a parameter, at the training
     speed measured on the rung itself. An objective makes a source and a target of `lengths` tokens out of a text's `window`
-    (default: the context's length, all of it target).
+    (default: the context's length, all of it target). `fixed`: the shape of a model that is continued.
     """
     context = given.context_length
     length = window or context
@@ -72,11 +77,15 @@ def make_plan(
     rows = max(1, batch_tokens // length)
     probe_rows = min(max(1, rows * length // context), 16)
     precisions = (precision,) if precision != "auto" else ("float32", "float32-onednn", "bfloat16")
-    start = shape_of_width(given, given.d_model or 192, vocab_size)
-    table = measure(start, probe_rows, context, precisions)
-    best = table[0]
-    chosen, speed = start, best["tokens_per_second"]
-    if minutes is not None and given.d_model is None:
+    start = fixed or shape_of_width(given, given.d_model or 192, vocab_size)
+    kernels = (kernel,) if kernel != "auto" else KERNELS
+    table: list[dict[str, Any]] = []
+    best, chosen, speed = {"precision": precision, "kernel": kernel}, start, 0.0
+    sized = steps is not None and (minutes is None or given.d_model is not None or fixed is not None)
+    if not sized or "auto" in (precision, kernel):
+        table = measure(start, probe_rows, context, precisions, kernels)
+        best, speed = table[0], table[0]["tokens_per_second"]
+    if minutes is not None and given.d_model is None and fixed is None:
         flops = speed * start.flops_per_token(context)
         for width in LADDER:
             shape = shape_of_width(given, width, vocab_size)
@@ -84,12 +93,12 @@ def make_plan(
             if width == LADDER[0] or expected >= tokens_per_parameter * shape.parameters()["total"]:
                 chosen, speed = shape, flops / shape.flops_per_token(context)
         if chosen != start:
-            speed = measure(chosen, probe_rows, context, (best["precision"],))[0]["tokens_per_second"]
+            speed = measure(chosen, probe_rows, context, (best["precision"],), kernels)[0]["tokens_per_second"]
     # Measured in tokens of full rows; a window costs its source and its target.
     speed *= length * chosen.flops_per_token(context) / chosen.flops(source, target, context)
     seconds = (minutes or 0) * 60
-    fixed = ramp is None  # a compiled step is made anew for each size of batch
-    compiled = compile_wish if compile_wish is not None else fixed and can_compile() and seconds >= 90
+    steady = ramp is None  # a compiled step is made anew for each size of batch
+    compiled = compile_wish if compile_wish is not None else steady and can_compile() and seconds >= 90
     if steps is None:
         overhead = 25.0 if compiled else 0.0
         gain = 1.08 if compiled else 1.0

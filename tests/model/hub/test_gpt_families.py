@@ -56,6 +56,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "GPTNeoX",
         LONG | {"rotary_pct": 1.0, "rotary_emb_base": 500.0, "hidden_act": "gelu_fast", "tie_word_embeddings": True},
     ),
+    "gpt_neox, stretched": ("GPTNeoX", LONG | {"rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}}),
     "gptj": ("GPTJ", GPT | {"rotary_dim": 4}),
     "gptj, tied": ("GPTJ", GPT | {"rotary_dim": 8, "tie_word_embeddings": True, "activation_function": "gelu"}),
     "gptj, all rotated, inner width": ("GPTJ", GPT | {"rotary_dim": 8, "n_inner": 40}),
@@ -83,6 +84,19 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2 with a window, untied, no biases": (
         "Starcoder2",
         LONG | {"num_key_value_heads": 1, "sliding_window": 5, "tie_word_embeddings": False, "use_bias": False},
+    ),
+    "starcoder2, stretched": (
+        "Starcoder2",
+        LONG
+        | {"num_key_value_heads": 2}
+        | {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 5.0,
+                "rope_theta": 500.0,
+                "original_max_position_embeddings": 8,
+            }
+        },
     ),
 }
 HEADS = {"GPT2": "LMHeadModel", "OpenAIGPT": "LMHeadModel"}

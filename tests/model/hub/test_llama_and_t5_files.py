@@ -1,6 +1,7 @@
 """What else a file of these families may hold, what is refused and why, and the sizes of the published models."""
 
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,19 +71,18 @@ REFUSED: list[tuple[ModuleType, dict[str, Any], dict[str, Any], str]] = [
     (llama, LLAMA, {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "each kind of layer"),
     (llama, LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported in a llama file"),
     (llama, LLAMA, {"hidden_act": "mish"}, "activation 'mish' is not supported; expected one of"),
-    (llama, LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config"),
     (llama, whole(LLAMA, "qwen2"), {"layer_types": ["chunked_attention"] * 3}, "layer_types 'chunked_attention'"),
     (llama, whole(LLAMA, "qwen3"), {"layer_types": ["sliding_attention"] * 3}, "sliding_window is not set"),
     (llama, whole(LLAMA, "mistral"), {"layer_types": ["full_attention"] * 3}, "layer_types"),
-    (gemma, whole(LLAMA, "gemma"), {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+    (gemma, whole(LLAMA, "gemma"), {"use_bidirectional_attention": True}, "use_bidirectional_attention is true"),
     (gemma, whole(LLAMA, "gemma"), {"hidden_activation": "silu"}, "hidden_activation 'silu' is not supported"),
     (t5, T5, {"feed_forward_proj": "gated-mish"}, "activation 'gated-mish'"),
     (t5, T5, {"relative_attention_num_buckets": 6}, "relative_buckets 6"),
-    (bart, BART, {"decoder_attention_heads": 8}, "decoder_attention_heads 8 is not supported; expected 4"),
-    (bart, BART, {"normalize_before": True}, "normalize_before True"),
-    (bart, BART, {"tie_word_embeddings": False}, "tie_word_embeddings False"),
-    (switch_transformers, SWITCH, {"router_bias": True}, "router_bias True"),
-    (switch_transformers, SWITCH, {"router_dtype": "bfloat16"}, "router_dtype 'bfloat16'"),
+    (bart, BART, {"decoder_attention_heads": 8}, "decoder_attention_heads is 8; this model can do 4 only"),
+    (bart, BART, {"normalize_before": True}, "normalize_before is true"),
+    (bart, BART, {"tie_word_embeddings": False}, "tie_word_embeddings is false"),
+    (switch_transformers, SWITCH, {"router_bias": True}, "router_bias is true"),
+    (switch_transformers, SWITCH, {"router_dtype": "bfloat16"}, 'router_dtype is "bfloat16"'),
     (switch_transformers, SWITCH, {"num_sparse_decoder_layers": 3}, "expected every n-th layer of both stacks"),
 ]
 
@@ -91,14 +91,13 @@ REFUSED: list[tuple[ModuleType, dict[str, Any], dict[str, Any], str]] = [
 def test_what_would_change_the_numbers_is_refused_by_name(case: Any) -> None:
     module, hub, change, message = case
     assert module.misfit(module.from_hub(hub)) is None
-    with pytest.raises(ValueError, match="") as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         module.from_hub(hub | change)
-    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("module, hub", [(llama, LLAMA), (t5, T5), (bart, BART)])
 def test_a_missing_setting_is_named(module: ModuleType, hub: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="vocab_size is missing"):
+    with pytest.raises(KeyError, match="vocab_size"):  # `read_config` says that the file names none
         module.from_hub({name: value for name, value in hub.items() if name != "vocab_size"})
 
 

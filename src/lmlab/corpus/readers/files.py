@@ -1,42 +1,22 @@
-"""Streaming readers, one a format. Each yields a `Record` for each document and a `Reject` for what is broken."""
+"""Streaming readers of plain text, JSON Lines and Parquet, and of Python's help topics."""
 
 from __future__ import annotations
 
-import io
 import json
-import tokenize
-from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmlab.corpus.config import SourceConfig
-from lmlab.corpus.extract import code_without_docstrings, docstrings
+from lmlab.corpus.readers.code import Judged, judge
 from lmlab.corpus.readers.listing import File
-from lmlab.corpus.readers.records import DAMAGED, Limits, Record, Reject, lines, open_bytes
+from lmlab.corpus.readers.records import DAMAGED, Limits, Passed, Record, Reject, Result, lines, open_bytes
+from lmlab.corpus.source import SourceConfig
 from lmlab.errors import Refused, nearest
 
-Result = Iterator[Record | Reject]
 
-
-def read(file: File, source: SourceConfig, limits: Limits) -> Result:
-    """Stream one file. Raises Refused only where the settings are wrong for the file (a column that is not there)."""
-    if file.reader == "topics":
-        return _topics(file)
-    if file.reader == "jsonl":
-        return _jsonl(file, source, limits)
-    if file.reader == "parquet":
-        return _parquet(file, source, limits)
-    if file.reader == "code":
-        return _code(file, source, limits)
-    return _text(file, limits)
-
-
-def _unit(file: File, row: int) -> str:
-    return f"{file.relative}#{row}" if file.by_row else file.relative
-
-
-def _text(file: File, limits: Limits) -> Result:
+def text(file: File, source: SourceConfig, limits: Limits) -> Result:
     """Plain text: a document a file, or pieces of about limits.cut bytes cut at blank lines."""
     piece: list[bytes] = []
     size, first, row, last = 0, 1, 0, 0
@@ -46,13 +26,13 @@ def _text(file: File, limits: Limits) -> Result:
         if b"\0" in raw:
             return Reject(file.relative, first + raw[: raw.index(b"\0")].count(b"\n"), "binary: holds a NUL byte")
         try:
-            text = raw.decode("utf-8")
+            content = raw.decode("utf-8")
         except UnicodeDecodeError as error:
             return Reject(file.relative, first + raw[: error.start].count(b"\n"), f"not UTF-8: {error.reason}")
-        return Record(file.relative, row, _unit(file, row), file.kind, text) if text.strip() else None
+        return Record(file.relative, row, file.unit(row), file.kind, content) if content.strip() else None
 
     try:
-        with open_bytes(file.fetch()) as stream:
+        with open_bytes(file.fetch(), limits) as stream:
             for number, line in lines(stream, limits.record):
                 last = number
                 if line is None:
@@ -73,58 +53,25 @@ def _text(file: File, limits: Limits) -> Result:
         yield done
 
 
-def _code(file: File, source: SourceConfig, limits: Limits) -> Result:
-    """A document a file; Python files are decoded as they declare and extracted from as the source says."""
-    try:
-        with open_bytes(file.fetch()) as stream:
-            raw = stream.read(limits.record + 1)
-    except DAMAGED as error:
-        yield Reject(file.relative, 1, f"cut off or damaged: {error}")
-        return
-    if len(raw) > limits.record:
-        yield Reject(file.relative, 1, f"longer than {limits.record:,} bytes")
-        return
-    python = file.relative.removesuffix(".gz").removesuffix(".zst").endswith((".py", ".pyi"))
-    try:
-        encoding = tokenize.detect_encoding(io.BytesIO(raw).readline)[0] if python else "utf-8"
-        text = raw.decode(encoding)
-        if "\0" in text:
-            yield Reject(file.relative, 1, "binary: holds a NUL byte")
-            return
-        if python and source.extract != "whole":
-            module = file.relative.rsplit(".py", 1)[0].removesuffix("/__init__").replace("/", ".")
-            text = code_without_docstrings(text) if source.extract == "code" else docstrings(text, module)
-    except UnicodeDecodeError as error:
-        yield Reject(file.relative, raw[: error.start].count(b"\n") + 1, f"not {error.encoding}: {error.reason}")
-        return
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = getattr(error, "lineno", None) or 1
-        yield Reject(file.relative, line, f"not Python {type(error).__name__}: {getattr(error, 'msg', error)}")
-        return
-    yield Record(file.relative, 0, _unit(file, 0), file.kind, text)
-
-
-def _jsonl(file: File, source: SourceConfig, limits: Limits) -> Result:
-    """A document a line: an object with the text in the source's field."""
+def jsonl(file: File, source: SourceConfig, limits: Limits) -> Result:
+    """A document a line: an object with the text in the source's field (C4, The Pile, most published corpora)."""
     row = last = 0
     try:
-        with open_bytes(file.fetch()) as stream:
+        with open_bytes(file.fetch(), limits) as stream:
             for number, line in lines(stream, limits.record):
                 last = number
                 if line is not None and not line.strip():
                     continue
-                found = _field(line, source.text_field) if line is not None else f"longer than {limits.record:,} bytes"
-                if isinstance(found, str):
-                    yield Reject(file.relative, number, found)
-                else:
-                    yield Record(file.relative, row, _unit(file, row), file.kind, found[0])
+                found = parsed(line) if line is not None else f"longer than {limits.record:,} bytes"
+                item = found if isinstance(found, str) else _document(file, row, found, source)
+                yield Reject(file.relative, number, item) if isinstance(item, str) else item
                 row += 1
     except DAMAGED as error:
         yield Reject(file.relative, last + 1, f"cut off or damaged: {error}")
 
 
-def _field(line: bytes, name: str) -> tuple[str] | str:
-    """(the text,), or what is wrong with the line."""
+def parsed(line: bytes) -> dict[str, Any] | str:
+    """A JSON object, or what is wrong with the line."""
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -133,14 +80,65 @@ def _field(line: bytes, name: str) -> tuple[str] | str:
         return "JSON nested too deep"
     except ValueError as error:
         return f"not JSON: {str(error)[:100]}"
-    if not isinstance(value, dict):
-        return f"expected a JSON object, found {type(value).__name__}"
-    if name not in value:
+    return value if isinstance(value, dict) else f"expected a JSON object, found {type(value).__name__}"
+
+
+def field(value: Mapping[str, Any], name: str) -> Any:
+    """A field by its name; `a.b` is the field b of the object a, unless a field is called so. None if it is not there."""
+    if name in value or "." not in name:
+        return value.get(name)
+    first, rest = name.split(".", 1)
+    inner = value.get(first)
+    return field(inner, rest) if isinstance(inner, dict) else None
+
+
+def _document(file: File, row: int, value: Mapping[str, Any], source: SourceConfig) -> Record | Passed | str:
+    """One row as a document, or what is wrong with it."""
+    name = source.text_field
+    if name not in value and field(value, name) is None:
         return f"no field '{name}' (fields: {', '.join(sorted(map(str, value))[:8])[:200]})"
-    return _as_text(value[name], name)
+    content = field(value, name)
+    if isinstance(problem := as_text(content, name), str):
+        return problem
+    origin = None
+    if source.source_field:
+        origin = _source_name(field(value, source.source_field))
+        if origin is None:
+            return f"field '{source.source_field}' holds no name of at most 100 characters"
+    meta = {each: plain(found) for each in source.meta_fields if (found := field(value, each)) is not None}
+    judged = Judged(problem[0], file.kind)
+    if source.code.path_field:
+        path = field(value, source.code.path_field)
+        if not isinstance(path, str):
+            return f"field '{source.code.path_field}' holds {type(path).__name__}, expected a file's name"
+        licence = field(value, source.code.license_field) if source.code.license_field else None
+        judged = judge(path, problem[0], source, licence)
+        meta = {"path": plain(path), **judged.meta, **meta}
+    if judged.passed:
+        return Passed(file.relative, judged.passed)
+    return Record(
+        file.relative, row, file.unit(row), judged.kind, judged.text, judged.drop, meta or None, origin
+    )  # fmt: skip
 
 
-def _as_text(value: object, name: str) -> tuple[str] | str:
+def plain(value: Any) -> Any:
+    """A field's value as JSON can hold it and UTF-8 can write it."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text if isinstance(value, str) else json.loads(text)
+
+
+def _source_name(value: Any) -> str | None:
+    if not isinstance(value, str) or not 0 < len(value) <= 100:
+        return None
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in value)
+    while "--" in name:
+        name = name.replace("--", "-")
+    return name.strip("-.") or None
+
+
+def as_text(value: object, name: str) -> tuple[str] | str:
+    """(the text,), or why it is none."""
     if not isinstance(value, str):
         return f"field '{name}' holds {type(value).__name__}, expected text"
     try:
@@ -150,37 +148,57 @@ def _as_text(value: object, name: str) -> tuple[str] | str:
     return (value,)
 
 
-def _parquet(file: File, source: SourceConfig, limits: Limits) -> Result:
+def _columns(names: list[str], file: File, source: SourceConfig) -> list[str]:
+    """The columns that the source's settings name. Raises Refused where one is not there."""
+    code = source.code
+    settings = {
+        "text_field": source.text_field,
+        "source_field": source.source_field,
+        "code.path_field": code.path_field,
+        "code.license_field": code.license_field,
+        **{f"meta_fields[{i}]": each for i, each in enumerate(source.meta_fields)},
+    }
+    wanted = {}
+    for setting, name in settings.items():
+        column = name if name in names else name.split(".", 1)[0]
+        if name and column not in names:
+            raise Refused(
+                f"source '{source.name}': {file.relative} has no column '{name}'{nearest(name, names)}; set {setting}"
+            )
+        if name:
+            wanted[column] = None
+    return list(wanted)
+
+
+def parquet(file: File, source: SourceConfig, limits: Limits) -> Result:
     """A document a row of the source's text column."""
     row = 0
     try:
         with pq.ParquetFile(file.fetch()) as table:
-            names = table.schema_arrow.names
-            if source.text_field not in names:
-                raise Refused(
-                    f"source '{source.name}': {file.relative} has no column '{source.text_field}'"
-                    f"{nearest(source.text_field, names)}; set text_field"
-                )
-            for batch in table.iter_batches(batch_size=256, columns=[source.text_field]):
-                for value in batch.column(0):
+            columns = _columns(table.schema_arrow.names, file, source)
+            for batch in table.iter_batches(batch_size=256, columns=columns):
+                # Cell by cell: one that is no UTF-8 must not cost its neighbours.
+                for index in range(len(batch)):
                     try:
-                        found = _as_text(value.as_py(), source.text_field)
+                        value = {name: batch.column(name)[index].as_py() for name in columns}
                     except UnicodeDecodeError as error:
-                        found = f"not UTF-8: {error.reason} at byte {error.start}"
-                    if not isinstance(found, str) and len(found[0]) > limits.record:
-                        found = f"longer than {limits.record:,} characters"
-                    if isinstance(found, str):
-                        yield Reject(file.relative, row, found)
+                        yield Reject(file.relative, row, f"not UTF-8: {error.reason} at byte {error.start}")
+                        row += 1
+                        continue
+                    found = field(value, source.text_field)
+                    if isinstance(found, str) and len(found) > limits.record:
+                        item: Record | Passed | str = f"longer than {limits.record:,} characters"
                     else:
-                        yield Record(file.relative, row, _unit(file, row), file.kind, found[0])
+                        item = _document(file, row, value, source)
+                    yield Reject(file.relative, row, item) if isinstance(item, str) else item
                     row += 1
     except (pa.ArrowException, OSError) as error:
         yield Reject(file.relative, row, f"damaged: {str(error)[:200]}")
 
 
-def _topics(file: File) -> Result:
+def topics(file: File, source: SourceConfig, limits: Limits) -> Result:
     """The help topics, a document each, named by topic."""
-    from pydoc_data.topics import topics
+    from pydoc_data.topics import topics as found
 
-    for name in sorted(topics):
-        yield Record(name, 0, name, file.kind, topics[name])
+    for name in sorted(found):
+        yield Record(name, 0, name, file.kind, found[name])

@@ -7,7 +7,10 @@ from typing import Any
 
 from lmlab.errors import Refused
 
-READABLE = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".ndjson", ".txt", ".txt.gz")
+READABLE = (
+    ".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz", ".jsonl.bz2", ".json.gz", ".json.zst", ".ndjson",
+    ".ndjson.zst", ".txt", ".txt.gz", ".warc.gz", ".wet.gz",
+)  # fmt: skip
 
 
 def parse(path: str, where: str) -> tuple[str, str]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import stat
 import sysconfig
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lmlab.corpus.config import SourceConfig
+from lmlab.corpus.languages import CODE
+from lmlab.corpus.readers.formats import BY_ROW, endings, missing, reader_of, single_reader
+from lmlab.corpus.source import SourceConfig
 from lmlab.errors import Refused, nearest
 
-TEXT = frozenset(["txt", "text", "md", "markdown", "rst", "tex", "org", "adoc", "asciidoc"])
-CODE = frozenset("""
-    py pyi c h cc cpp cxx hpp hh cu cs java kt scala js jsx mjs ts tsx go rs rb php pl pm lua r jl swift m mm hs ml mli
-    ex exs erl clj sh bash zsh ps1 sql vim el lisp scm f f90 f95 asm s v sv vhd zig nim dart cmake mk proto
-""".split())  # fmt: skip  # noqa: SIM905 (a table of endings reads better so)
-JSONL = frozenset(["jsonl", "ndjson"])
 SPECIAL = ("python:stdlib", "python:topics")
 _NOT_LIBRARY = frozenset([
     "test", "tests", "idle_test", "site-packages", "dist-packages", "ensurepip", "__pycache__", "pydoc_data",
@@ -27,7 +25,10 @@ _NOT_LIBRARY = frozenset([
 
 @dataclass(frozen=True)
 class File:
-    """One file of a source: its name relative to the source, how it is read, and what it weighs as text (bytes)."""
+    """One file of a source: its name relative to the source, how it is read, and what it weighs as text (bytes).
+
+    Reply trees run over several files: then `parts` are those files, and they are read as one.
+    """
 
     relative: str
     reader: str
@@ -36,6 +37,11 @@ class File:
     weight: int
     by_row: bool
     remote: tuple[str, str] | None = None
+    parts: tuple[File, ...] = ()
+
+    def unit(self, row: int | str) -> str:
+        """What the held-out split hashes: the file, or the row where rows are split."""
+        return f"{self.relative}#{row}" if self.by_row else self.relative
 
     def fetch(self) -> Path:
         """The file on this machine; downloads it from the hub if it is not here yet."""
@@ -61,6 +67,8 @@ def listing(source: SourceConfig, where: str = "sources", pinned: dict[str, Any]
     `where` names the setting in messages; `pinned` is what an earlier look at a hub dataset found.
     """
     path = source.path
+    if reason := missing(source.reader, "", source.web.extractor):
+        raise Refused(f"{where}.reader: {reason}")
     if path.startswith("hf:"):
         from lmlab.corpus.readers.hub import files
 
@@ -86,8 +94,11 @@ def listing(source: SourceConfig, where: str = "sources", pinned: dict[str, Any]
         passed = ", ".join(f"{n} {ending}" for ending, n in found.skipped.most_common(5))
         raise Refused(
             f"{where}.path: '{path}' holds no file that reader '{source.reader}' reads"
-            + (f" (passed over: {passed}); name a reader: text, code, jsonl or parquet" if passed else "; it is empty")
+            + (f" (passed over: {passed}); name a reader, such as text or jsonl" if passed else "; it is empty")
         )
+    for each in found.files:
+        if reason := missing(each.reader, each.relative, source.web.extractor):
+            raise Refused(f"{where}.path: {each.relative}: {reason}")
     return found
 
 
@@ -121,47 +132,57 @@ def _library(name: str) -> bool:
     return name.endswith(".py") and not name.rsplit("/", 1)[-1].startswith("_sysconfigdata")
 
 
-def _endings(name: str) -> tuple[str, str]:
-    """(ending under any compression, compression), such as ('jsonl', 'gz')."""
-    parts = name.rsplit("/", 1)[-1].lower().split(".")
-    compression = parts.pop() if len(parts) > 1 and parts[-1] in ("gz", "zst", "zstd") else ""
-    return (parts[-1] if len(parts) > 1 else ""), compression
-
-
-def _reader(ending: str, compression: str) -> str | None:
-    """Which reader a file's name asks for."""
-    if ending in JSONL or (ending == "json" and compression):
-        return "jsonl"
-    if ending == "parquet" and not compression:
-        return "parquet"
-    if ending in CODE:
-        return "code"
-    return "text" if ending in TEXT or ending == "" else None
-
-
 def _classify(
     names: list[str], source: SourceConfig, root: Path | None, path: str, revision: str = "", *, single: bool = False
 ) -> Listing:
     found = Listing([])
     for name in names:
-        ending, compression = _endings(name)
-        reader = _reader(ending, compression) if source.reader == "auto" else source.reader
+        if source.files and not single and not fnmatch.fnmatchcase(name, source.files):
+            found.skipped["(not in files)"] += 1
+            continue
+        local = root / name if root is not None else None
+        size = _size(local) if local is not None else 1
+        if isinstance(size, str):
+            found.skipped[size] += 1
+            continue
+        ending, compression = endings(name)
+        reader = reader_of(name, local) if source.reader == "auto" else source.reader
         if reader is None and single:
             reader = "text"
-        local = root / name if root is not None else None
         unreadable = reader == "text" and ending == "" and not compression and local is not None and _binary(local)
-        if reader is None or (unreadable and not single):
+        if reader is None or (unreadable and not single) or not single_reader(source.reader, ending):
             found.skipped[f".{ending}" if ending else "binary"] += 1
             continue
         kind = source.kind if source.kind != "auto" else "code" if ending in CODE else "prose"
         if kind == "code" and source.extract == "docstrings" and source.kind == "auto" and ending in ("py", "pyi"):
             kind = "prose"
-        size = local.stat().st_size if local is not None else 1
         weight = size * (4 if compression or reader == "parquet" else 1)  # text compresses to about a quarter
-        by_row = reader in ("jsonl", "parquet") or (single and reader == "text")
+        by_row = reader in BY_ROW or (single and reader == "text")
         remote = None if root is not None else (path, revision)
         found.files.append(File(_printable(name), reader, kind, local, weight, by_row, remote))
+    found.files = _joined(found.files)
     return found
+
+
+def _joined(files: list[File]) -> list[File]:
+    """The files of reply trees as one: a message's parent may be in another file."""
+    trees = tuple(file for file in files if file.reader == "dialogue")
+    rest = [file for file in files if file.reader != "dialogue"]
+    if trees:
+        whole = replace(
+            trees[0], relative="conversations", weight=sum(file.weight for file in trees), parts=trees, remote=None
+        )
+        rest.append(whole)
+    return rest
+
+
+def _size(path: Path) -> int | str:
+    """Bytes of a file, or why it is passed over: a pipe would block, a link may lead nowhere or in a circle."""
+    try:
+        found = path.stat()
+    except OSError:
+        return "(broken link)"
+    return found.st_size if stat.S_ISREG(found.st_mode) else "(not a file)"
 
 
 def _printable(name: str) -> str:

@@ -22,6 +22,7 @@ DOCUMENT = pa.schema(
         ("keep", pa.bool_()),
         ("step", pa.string()),  # which step dropped it, null if none did
         ("reason", pa.string()),
+        ("meta", pa.string()),  # what the source says of it, as JSON (title, address, licence, score); null if nothing
     ]
 )
 

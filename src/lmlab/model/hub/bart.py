@@ -14,7 +14,7 @@ from torch import Tensor
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import names
 from lmlab.model.hub.family import SpecialTokens
-from lmlab.model.hub.fit import PLAIN, PLAIN_OF, Settings, activation_name, activation_of, common, refuse, unlike
+from lmlab.model.hub.fit import PLAIN, PLAIN_OF, activation_name, activation_of, common, expect, unlike
 
 MODEL_TYPES = {"bart": "BartForConditionalGeneration"}
 
@@ -93,8 +93,7 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
 
     The switches of older files for other places of the norms are refused where they are not BART's.
     """
-    hub = Settings(hub)
-    refuse(
+    expect(
         hub,
         tie_word_embeddings=True,
         normalize_before=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lmlab.model.config import ModelConfig
@@ -91,33 +91,13 @@ def common(config: ModelConfig, kind: str, architecture: str, special: SpecialTo
     }
 
 
-class Settings(dict[str, Any]):
-    """A `config.json` whose missing settings are refused by name."""
-
-    def __missing__(self, name: str) -> Any:
-        raise ValueError(f"{name} is missing; this family's files name it")
-
-
-def refuse(hub: dict[str, Any], **expected: Any) -> None:
+def expect(hub: Mapping[str, Any], **fixed: Any) -> None:
     """Raise ValueError where a setting of a `config.json` is there, not null, and not the only value that this model
     honours."""
-    if hub.get("quantization_config"):
-        raise ValueError("quantization_config: quantised weights are not read; expected float weights")
-    for name, value, wanted in _others(hub, expected):
-        raise ValueError(f"{name} {value!r} is not supported; expected {wanted!r}")
-
-
-def expect(hub: Mapping[str, Any], **fixed: Any) -> None:
-    """`refuse` in the spelling of the file."""
-    for name, value, wanted in _others(hub, fixed):
-        raise ValueError(f"{name} is {json.dumps(value)}; this model can do {json.dumps(wanted)} only")
-
-
-def _others(hub: Mapping[str, Any], fixed: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for name, wanted in fixed.items():
         value = hub.get(name)
         if value is not None and value != wanted:
-            yield name, value, wanted
+            raise ValueError(f"{name} is {json.dumps(value)}; this model can do {json.dumps(wanted)} only")
 
 
 def setting(hub: Mapping[str, Any], *names: str, default: Any = None) -> Any:

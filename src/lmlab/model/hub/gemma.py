@@ -14,7 +14,7 @@ from torch import Tensor
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import llama, names
 from lmlab.model.hub.family import SpecialTokens
-from lmlab.model.hub.fit import refuse, unlike
+from lmlab.model.hub.fit import expect, unlike
 from lmlab.model.hub.rotation import FULL_LAYER, WINDOW_LAYER, layer_types_of, odd_pattern, pattern_of
 
 MODEL_TYPES = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM"}
@@ -75,7 +75,7 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
 
 def from_hub(hub: dict[str, Any]) -> ModelConfig:
     """A config from `config.json`. Raises ValueError where it asks for a part that this model has not."""
-    refuse(hub, use_bidirectional_attention=False)
+    expect(hub, use_bidirectional_attention=False)
     activation = hub.get("hidden_activation") or hub.get("hidden_act") or _TANH
     if activation == "gelu":  # what the first files say; the models were trained with the tanh form
         activation = _TANH

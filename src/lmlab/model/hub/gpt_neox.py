@@ -10,7 +10,7 @@ from lmlab.model.hub.family import SpecialTokens
 from lmlab.model.hub.fit import PLAIN, PLAIN_OF, activation_in, activation_name, common, setting, unlike
 from lmlab.model.hub.fused import parts
 from lmlab.model.hub.names import Names
-from lmlab.model.hub.rotation import refuse_scaling, rope_from_hub, rope_to_hub
+from lmlab.model.hub.rotation import rope_from_hub, rope_to_hub
 
 MODEL_TYPES = {"gpt_neox": "GPTNeoXForCausalLM"}
 
@@ -49,7 +49,9 @@ def misfit(config: ModelConfig) -> str | None:
         "attention_out_bias": config.has_bias("qkv"),
         "feed_forward_bias": True,
     }
-    return unlike(config, "gpt_neox", fixed, ("qkv_bias", "rope_fraction", "rope_theta", "tie_embeddings"))
+    return unlike(
+        config, "gpt_neox", fixed, ("qkv_bias", "rope_fraction", "rope_scaling", "rope_theta", "tie_embeddings")
+    )
 
 
 def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
@@ -77,7 +79,6 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
 
 def from_hub(hub: dict[str, Any]) -> ModelConfig:
     """A config from `config.json`. Raises ValueError where it asks for a part that this model has not."""
-    refuse_scaling(hub)
     parallel, bias = hub.get("use_parallel_residual", True), hub.get("attention_bias", True)
     return ModelConfig(
         **rope_from_hub(hub, hub.get("rotary_emb_base") or 10000.0, setting(hub, "rotary_pct", default=0.25)),

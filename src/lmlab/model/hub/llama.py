@@ -13,7 +13,7 @@ from torch import Tensor
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import names
 from lmlab.model.hub.family import SpecialTokens
-from lmlab.model.hub.fit import GATED_OF, Settings, activation_name, activation_of, common, refuse, unlike
+from lmlab.model.hub.fit import GATED_OF, activation_name, activation_of, common, expect, unlike
 from lmlab.model.hub.rotation import (
     WINDOW_LAYER,
     layer_types_of,
@@ -134,8 +134,6 @@ def decoder_from_hub(
 
     Raises ValueError for a rotation or an activation that this model has not.
     """
-    hub = Settings(hub)
-    refuse(hub)
     rope = rope_from_hub(hub, theta, fraction)
     heads = hub["num_attention_heads"]
     shape: dict[str, Any] = {
@@ -161,7 +159,7 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
     if kind == "mistral":
         window = hub.get("sliding_window", 4096)
         shape["attention"] = f"local({window})" if window else "full"
-        refuse(hub, layer_types=[WINDOW_LAYER if window else "full_attention"] * hub["num_hidden_layers"])
+        expect(hub, layer_types=[WINDOW_LAYER if window else "full_attention"] * hub["num_hidden_layers"])
     elif kind in ("qwen2", "qwen3"):
         shape["attention"] = _windows(hub)
     if kind == "qwen2":

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from lmlab.model.config import ModelConfig, RopeScaling
-from lmlab.model.hub.fit import Settings, str_of
+from lmlab.model.hub.fit import str_of
 
 _ORIGINAL = "original_max_position_embeddings"
 _COMMON = frozenset(("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"))
@@ -54,7 +54,7 @@ def _scaling(kind: str, rope: dict[str, Any], hub: dict[str, Any]) -> RopeScalin
     given = {name: rope[name] for name in names if rope.get(name) is not None}
     if "factor" not in given and (kind != "yarn" or not rope.get(_ORIGINAL)):
         raise ValueError(f"rope_type '{kind}' without a factor")
-    longest = Settings(hub)["max_position_embeddings"]
+    longest = hub["max_position_embeddings"]
     original = hub.get(_ORIGINAL) or rope.get(_ORIGINAL) or longest
     if kind == "linear":
         return RopeScaling(kind="linear", **given)
@@ -65,14 +65,6 @@ def _scaling(kind: str, rope: dict[str, Any], hub: dict[str, Any]) -> RopeScalin
         first, second = (0.1 * rope[n] * math.log(given["factor"]) + 1.0 for n in ("mscale", "mscale_all_dim"))
         given["attention_factor"] = first / second
     return RopeScaling(kind=kind, original_context=original, **given)  # type: ignore[arg-type]
-
-
-def refuse_scaling(hub: dict[str, Any]) -> None:
-    """Raise ValueError where a `config.json` stretches the rotation."""
-    rope = hub.get("rope_scaling") or hub.get("rope_parameters") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind != "default":
-        raise ValueError(f"rope_type is {kind}; this family is read with 'default' only")
 
 
 def rope_to_hub(config: ModelConfig, default: float = 1.0) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from lmlab.model.config import ModelConfig
 from lmlab.model.hub.family import SpecialTokens
 from lmlab.model.hub.fit import PLAIN, PLAIN_OF, activation_in, activation_name, common, expect, setting, unlike
 from lmlab.model.hub.names import Names
-from lmlab.model.hub.rotation import refuse_scaling, rope_from_hub, rope_to_hub
+from lmlab.model.hub.rotation import rope_from_hub, rope_to_hub
 
 MODEL_TYPES = {"starcoder2": "Starcoder2ForCausalLM"}
 
@@ -48,7 +48,8 @@ def misfit(config: ModelConfig) -> str | None:
         "attention_out_bias": bias,
         "feed_forward_bias": bias,
     }
-    return unlike(config, "starcoder2", fixed, ("attention", "kv_heads", "qkv_bias", "rope_theta", "tie_embeddings"))
+    held = ("attention", "kv_heads", "qkv_bias", "rope_scaling", "rope_theta", "tie_embeddings")
+    return unlike(config, "starcoder2", fixed, held)
 
 
 def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
@@ -79,7 +80,6 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
     """A config from `config.json`. Raises ValueError where it asks for a part that this model has not."""
     d_model, heads = hub["hidden_size"], hub["num_attention_heads"]
     expect(hub, head_dim=d_model // heads, mlp_type="default", norm_type="layer_norm")
-    refuse_scaling(hub)
     window = hub.get("sliding_window")
     return ModelConfig(
         **rope_from_hub(hub),

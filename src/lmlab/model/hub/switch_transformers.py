@@ -13,7 +13,7 @@ from torch import Tensor
 from lmlab.model.config import ModelConfig, MoEConfig
 from lmlab.model.hub import names, t5
 from lmlab.model.hub.family import SpecialTokens
-from lmlab.model.hub.fit import PLAIN_OF, activation_name, activation_of, refuse, unlike
+from lmlab.model.hub.fit import PLAIN_OF, activation_name, activation_of, expect, unlike
 from lmlab.model.hub.mixtral import odd_experts
 
 MODEL_TYPES = {"switch_transformers": "SwitchTransformersForConditionalGeneration"}
@@ -95,7 +95,7 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
 
 def from_hub(hub: dict[str, Any]) -> ModelConfig:
     """A config from `config.json`. Raises ValueError where it asks for a part that this model has not."""
-    refuse(hub, router_bias=False, router_dtype="float32", is_gated_act=False, tie_word_embeddings=True)
+    expect(hub, router_bias=False, router_dtype="float32", is_gated_act=False, tie_word_embeddings=True)
     shape = t5.shape_from_hub(hub)
     capacity = hub.get("expert_capacity", 64)
     moe = MoEConfig(

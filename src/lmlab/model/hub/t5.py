@@ -14,7 +14,7 @@ from torch import Tensor
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import names
 from lmlab.model.hub.family import SpecialTokens
-from lmlab.model.hub.fit import Settings, activation_name, activation_of, common, refuse, unlike
+from lmlab.model.hub.fit import activation_name, activation_of, common, unlike
 from lmlab.model.settings import GATED
 
 MODEL_TYPES = {"t5": "T5ForConditionalGeneration"}
@@ -119,7 +119,6 @@ def to_hub(config: ModelConfig, special: SpecialTokens) -> dict[str, Any]:
 
 def shape_from_hub(hub: dict[str, Any]) -> dict[str, Any]:
     """The settings that a T5 and a model made from it have. `n_positions`, where it is absent, is T5's 512."""
-    hub = Settings(hub)
     return FIXED | {
         "layers": hub.get("num_decoder_layers") or hub["num_layers"],
         "encoder_layers": hub["num_layers"],
@@ -142,7 +141,6 @@ def from_hub(hub: dict[str, Any]) -> ModelConfig:
     Files that newer releases of transformers write say tie_word_embeddings true even of v1.1, and tell it by
     scale_decoder_outputs false; such a model is read untied, and where the file has no head its head is the embedding's copy.
     """
-    refuse(hub)
     tied = hub.get("scale_decoder_outputs") is not False and hub.get("tie_word_embeddings") is not False
     return ModelConfig(
         **shape_from_hub(hub),

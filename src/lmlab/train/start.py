@@ -1,0 +1,99 @@
+"""Where pretraining starts: random weights of a shape, or any MODEL (`pretrain.from.model`), which is continued.
+
+So a text model becomes a code model (Codex, 2107.03374), a causal decoder a prefix decoder (U-PaLM, 2210.11399), and a
+`preset:NAME` a published shape trained from scratch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmlab.errors import Refused
+from lmlab.model.config import ModelConfig
+from lmlab.model.store import load_model, preset_name, read_config, resolve
+from lmlab.model.transformer import Transformer, prefix_decoder
+from lmlab.text.tokenizer import Tokenizer
+from lmlab.train.plan import Shape
+
+
+@dataclass(frozen=True)
+class Start:
+    """The tokenizer, and of a model that is continued its shape, as it will be, and its directory."""
+
+    tokenizer: Tokenizer
+    shape: ModelConfig | None = None
+    folder: Path | None = None
+
+    def model(self, shape: ModelConfig, seed: int) -> Transformer:
+        """The network before the first step."""
+        if self.folder is None or preset_name(self.folder) is not None:
+            return Transformer(shape).initialise(seed)
+        found = load_model(self.folder)
+        return prefix_decoder(found) if found.config.architecture != shape.architecture else found
+
+    @property
+    def decoder_start(self) -> int:
+        """The token that a decoder beside an encoder begins with: the model's own, else padding, as T5 has it."""
+        path = None if self.folder is None else self.folder / "generation_config.json"
+        if path is not None and path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8")).get("decoder_start_token_id")
+            if isinstance(found, int):
+                return found
+        return self.tokenizer.pad_id
+
+
+def starting_point(name: str, given: Shape, inputs: Mapping[str, Any]) -> Start:
+    """What the inputs `model` and `tokenizer` give. Raises Refused where they do not belong together, or where the recipe
+    asks for another shape than the model's."""
+    own = None if "tokenizer" not in inputs else Tokenizer.load(inputs["tokenizer"])
+    if "model" not in inputs:
+        assert own is not None  # the recipe was refused otherwise
+        return Start(own)
+    folder = resolve(inputs["model"])
+    shape = read_config(folder)
+    saved = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+    if saved is not None and own is not None and saved.fingerprint != own.fingerprint:
+        raise Refused(
+            f"{name}: the model {folder} has a tokenizer of its own, and {inputs['tokenizer']} is another: their tokens do "
+            f"not mean the same; take the model's with {name}.from.tokenizer={folder}, or leave the tokenizer out"
+        )
+    tokenizer = saved or own
+    if tokenizer is None:
+        raise Refused(
+            f"{name}: the model {folder} holds no tokenizer: put a tokenizer stage before, or name one in from"
+        )
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise Refused(
+            f"{name}: the tokenizer has {tokenizer.vocab_size} tokens and the model {shape.vocab_size}: set "
+            f"tokenizer.vocab_size to at most {shape.vocab_size}"
+        )
+    return Start(tokenizer, _continued(name, folder, shape, given), folder)
+
+
+def _continued(name: str, folder: Path, shape: ModelConfig, given: Shape) -> ModelConfig:
+    """The model's shape, a prefix decoder where the recipe makes one of a causal decoder."""
+    if given.context_length > shape.context_length:
+        raise Refused(
+            f"{name}.model.context_length: {given.context_length} is more than the context of {folder}, "
+            f"{shape.context_length}"
+        )
+    asked = given.differs(frozenset({"architecture", "context_length"}))
+    other = [f"{key} {value} (the model: {getattr(shape, key)})" for key, value in asked.items()
+             if value != getattr(shape, key)]  # fmt: skip
+    if other:
+        raise Refused(
+            f"{name}.model: {', '.join(other)}: a model that is continued keeps its shape; leave these out, or leave out "
+            "from.model"
+        )
+    if given.architecture in ("causal-decoder", shape.architecture):  # the default says nothing
+        return shape
+    if (given.architecture, shape.architecture) == ("prefix-decoder", "causal-decoder"):
+        return ModelConfig.model_validate(shape.model_dump() | {"architecture": "prefix-decoder"})
+    raise Refused(
+        f"{name}.model.architecture: {folder} is a {shape.architecture}, of which no {given.architecture} can be made; a "
+        "causal-decoder can be continued as a prefix-decoder"
+    )
