@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -24,16 +26,16 @@ def test_slurms_script_is_a_shell_script_that_asks_for_what_was_said(tmp_path: P
     bash = shutil.which("bash")
     assert bash is not None
     assert subprocess.run([bash, "-n", script], check=False).returncode == 0
-    for line in ("--nodes=4", "--gpus-per-node=8", "--time=1-12:30:00", "--job-name=my-run-1", "--signal=TERM@120"):
+    for line in ("--nodes=4", "--gpus-per-node=8", "--time=1-12:30:00", "--job-name=my-run-1", "--signal=B:TERM@120"):
         assert f"#SBATCH {line}\n" in text
     assert "'my recipe.yaml' pretrain.steps=5 --out 'runs/a b'" in text and '--rdzv-endpoint="$head:$port"' in text
 
 
-def test_the_script_runs_what_a_node_would_and_requeues_what_was_warned(tmp_path: Path) -> None:
-    """With stand-ins for Slurm's programs that write down how they were called."""
+def submitted(tmp_path: Path, srun: str) -> tuple[subprocess.Popen[bytes], Path]:
+    """The script at work, with stand-ins for Slurm's programs that write down how they were called."""
     log = tmp_path / "log"
     for name, body in {
-        "srun": f'echo "srun $*" >> {log}; exit 143',
+        "srun": f'echo "srun $*" >> {log}; {srun}',
         "scontrol": f'if [ "$1" = show ]; then echo node7; else echo "scontrol $*" >> {log}; fi',
     }.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -41,10 +43,26 @@ def test_the_script_runs_what_a_node_would_and_requeues_what_was_warned(tmp_path
     script = tmp_path / "job.sh"
     script.write_text(slurm(JOB))
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "n[7-10]", "SLURM_JOB_ID": "41"}
-    done = subprocess.run(["/bin/bash", script], env=environment, check=False)
+    return subprocess.Popen(["/bin/bash", script], env=environment), log
+
+
+def test_what_was_warned_has_time_to_save_and_goes_back_into_the_queue(tmp_path: Path) -> None:
+    saving = "trap 'sleep 0.3; touch saved; exit 1' TERM; touch begun; while true; do sleep 0.05; done"
+    job, log = submitted(tmp_path, f"cd {tmp_path}; {saving}")
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.02)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(60) == 1 and (tmp_path / "saved").exists()
     called = log.read_text()
-    assert done.returncode == 143 and "scontrol requeue 41" in called
+    assert "scontrol requeue 41" in called
     assert "--rdzv-endpoint=node7:20041" in called and "lmlab run my recipe.yaml pretrain.steps=5" in called
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_what_ends_by_itself_does_not(tmp_path: Path, status: int) -> None:
+    job, log = submitted(tmp_path, f"exit {status}")
+    assert job.wait(60) == status
+    assert "requeue" not in log.read_text()
 
 
 def test_kubernetes_gets_a_service_and_an_indexed_job() -> None:

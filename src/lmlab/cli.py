@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from lmlab import __version__
-from lmlab.errors import Failed, LmlabError
+from lmlab.errors import Failed, LmlabError, Stopped
 from lmlab.ranks import leave, rank
 
 app = typer.Typer(
@@ -60,6 +60,10 @@ def main() -> None:
         app()
     except SystemExit as end:
         leave(end.code)
+    except Stopped as stop:
+        if rank() == 0:
+            print(stop, file=sys.stderr, flush=True)
+        leave(stop.exit_status)
     except LmlabError as error:
         if rank() == 0 or isinstance(error, Failed):
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """Scripts that start a recipe's training on a cluster: a batch script for Slurm, a manifest for Kubernetes.
 
 Both start torchrun on every node, which starts one process a GPU; `lmlab run` inside finds its rank there. A job that the
-scheduler ends gets SIGTERM first: training saves and leaves, and the same command run again goes on (docs/training.md).
+scheduler ends gets SIGTERM first, which torchrun hands on: training saves and leaves, and the same command run again goes on.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def torchrun(job: Job, endpoint: str) -> list[str]:
         f"--nnodes={job.nodes}",
         f"--nproc-per-node={max(1, job.gpus)}",
         "--max-restarts=3",
+        f"--shutdown-timeout={GRACE - 20}",
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={endpoint}",
         f"--rdzv-id={job.label}",
@@ -65,8 +66,8 @@ def torchrun(job: Job, endpoint: str) -> list[str]:
 
 
 def slurm(job: Job) -> str:
-    """A batch script: `sbatch FILE`. The warning goes to every step, so that all ranks save together; the job is put back
-    into the queue when it was ended before it was done."""
+    """A batch script: `sbatch FILE`. The script is warned before the time is over and hands the warning on to all ranks, which
+    save together; the job is then put back into the queue. (What torchrun leaves with does not say that it was warned.)"""
     lines = [
         "#!/bin/bash",
         f"#SBATCH --job-name={job.label}",
@@ -78,7 +79,7 @@ def slurm(job: Job) -> str:
         "#SBATCH --requeue",
         "#SBATCH --open-mode=append",
         f"#SBATCH --output={job.label}-%j.log",
-        f"#SBATCH --signal=TERM@{GRACE}",
+        f"#SBATCH --signal=B:TERM@{GRACE}",
         f"#SBATCH --partition={job.partition}" if job.partition else None,
         f"#SBATCH --account={job.account}" if job.account else None,
         "",
@@ -88,11 +89,14 @@ def slurm(job: Job) -> str:
         f"export OMP_NUM_THREADS={1 if job.gpus else '$SLURM_CPUS_ON_NODE'}",
         "export TORCH_NCCL_ASYNC_ERROR_HANDLING=1",
         "",
-        "status=0",
         "srun --kill-on-bad-exit=1 \\",
-        "  " + _shell(torchrun(job, '"$head:$port"')) + " || status=$?",
-        "# 143: ended by the warning after it had saved; it goes on where it stopped",
-        'if [ "$status" -eq 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        "  " + _shell(torchrun(job, '"$head:$port"')) + " &",
+        "step=$! status=0 warned=",
+        """trap 'warned=yes; kill -TERM "$step"' TERM""",
+        'wait "$step" || status=$?',
+        "# the trap ends the first wait; the second is for what the ranks still have to save",
+        'if [ -n "$warned" ]; then status=0; wait "$step" || status=$?; fi',
+        'if [ -n "$warned" ] && [ "$status" -ne 0 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
         'exit "$status"',
     ]
     return "\n".join(line for line in lines if line is not None) + "\n"
