@@ -25,7 +25,19 @@ NAME: {use: KIND, from: {ROLE: OTHER}, ...settings}
 ```
 
 `use` may be left out where the name is a kind. `from` says which earlier stage, or which path, fills a role; left out, it is the
-nearest stage before that fits. Top-level keys beside the stages: `description`, `seeds` (a list), `grid` (setting: [values]).
+nearest stage before that fits. Top-level keys beside the stages:
+
+| key | value | meaning |
+|---|---|---|
+| `description` | text | for people |
+| `seeds` | list of whole numbers | every arm runs once a seed; default [0] |
+| `arms` | NAME: {setting: value, ...} | variants, each with some settings changed together; `{}` is the recipe as it stands |
+| `grid` | setting: [value, ...] | every combination of the values is an arm; with `arms`, each of them at each |
+
+Settings in `arms` and `grid` are written as on the command line: `pretrain.model.norm: layernorm`. Runs stand in `ARM/seed-N/STAGE`, and
+equal stages are made once and shared. A run that fails is noted, the others go on, and the exit status is 1. Differences are against
+the first arm.
+
 Any setting can be changed on the command line: `lmlab run RECIPE corpus.sources[0].path=/some/folder pretrain.minutes=2`.
 """
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lmlab import __version__
-from lmlab.errors import LmlabError
+from lmlab.errors import Failed, LmlabError, Stopped
+from lmlab.ranks import leave, rank
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,7 +26,7 @@ app = typer.Typer(
     help="lmlab: the whole life of a language model on one stack. Start with: lmlab demo",
 )
 corpus_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build a corpus and look into it.")
-tokenizer_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train a tokenizer.")
+tokenizer_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train and compare tokenizers.")
 model_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Look at a model, bring one in, take one out."
 )
@@ -58,9 +60,18 @@ def main() -> None:
     """Entry point: errors of ours are one message, not a traceback."""
     try:
         app()
+    except SystemExit as end:
+        leave(end.code)
+    except Stopped as stop:
+        if rank() == 0:
+            print(stop, file=sys.stderr, flush=True)
+        leave(stop.exit_status)
     except LmlabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        if rank() == 0 or isinstance(error, Failed):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(20)  # rank 0 refuses the same and says so, unless a launcher that saw this one end has ended it
+        leave(error.exit_status)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
@@ -69,6 +80,8 @@ def main() -> None:
 
 
 def _show(value: Any, as_json: bool, text: str | None = None) -> None:
+    if rank() > 0:
+        return
     if as_json or text is None:
         print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
     else:
@@ -96,11 +109,29 @@ def _run(
     from lmlab import recipe
 
     read = recipe.load(name, overrides or [])
-    place = recipe.run(read, out or Path("runs") / read.name, **chosen)
-    path = place / "run.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"arms": list(read.arms)}
-    _show({"run": str(place), **summary}, as_json, _table(place, summary))
+    place, failure = out or Path("runs") / read.name, None
+    try:
+        recipe.run(read, place, **chosen)
+    except recipe.ArmsFailed as error:  # what the others found is shown before it is raised
+        failure = error
+    if read.single:
+        path = place / "run.json"
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"arms": list(read.arms)}
+        text = _table(place, summary)
+    else:
+        summary, text = _arms(place)
+    _show({"run": str(place), **summary}, as_json, text)
+    if failure is not None:
+        raise failure
     return place, summary
+
+
+def _arms(place: Path) -> tuple[dict[str, Any], str]:
+    from lmlab.report.summary import describe, summarise
+
+    found = {**json.loads((place / "arms.json").read_text(encoding="utf-8")), **summarise(place)}
+    lines = [f"run: {place}", describe(found), f"report: lmlab report {place}"]
+    return found, "\n".join(line for line in lines if line)
 
 
 def _table(place: Path, summary: dict[str, Any]) -> str:
@@ -180,6 +211,27 @@ def _corpus(place: Path) -> Path:
     return place / "corpus" if (place / "corpus" / "documents").is_dir() else place
 
 
+@corpus_app.command("curve")
+def corpus_curve(
+    bands: Annotated[int | None, typer.Option(min=1, help="Bands of a signature. Default 16.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Hashes in a band. Default 8.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of hashes that verifies a pair.")] = 0.7,
+    permutations: Annotated[
+        int | None, typer.Option(min=1, help="Hashes in all; without bands and rows, the best for the threshold.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write the curve as an image, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How likely MinHash is to find a pair, by how alike the two are: the S-curve of bands and rows."""
+    from lmlab.corpus.dedup.curve import asked, drawn, shown
+    from lmlab.run import write_atomic
+
+    found = asked(bands, rows, permutations, threshold)
+    if svg:
+        write_atomic(svg, drawn(found))
+    _show(found, as_json, shown(found))
+
+
 @corpus_app.command("inspect")
 def corpus_inspect(
     place: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or its corpus stage.")],
@@ -252,6 +304,26 @@ def tokenizer_train(
 ) -> None:
     """Train the tokenizer of a recipe."""
     _run(recipe, overrides, out, as_json, needs_of="tokenizer", fresh=fresh)
+
+
+@tokenizer_app.command("compare")
+def tokenizer_compare(
+    tokenizers: Annotated[
+        list[str],
+        typer.Argument(metavar="TOKENIZER...", help="Directories, tokenizer.json files, runs, hf:OWNER/NAME."),
+    ],
+    text: Annotated[list[str], typer.Option(help="A run, a text file or a folder of them; may be given again.")],
+    rounds: Annotated[int, typer.Option(help="Rounds that speed is the median of.", min=1)] = 3,
+    as_json: Json = False,
+) -> None:
+    """Compare tokenizers on the same text: bytes per token by source and language, use, losses, speed."""
+    from lmlab.corpus.passages import passages
+    from lmlab.text.compare import compare, describe
+    from lmlab.text.tokenizer import Tokenizer, find_tokenizer
+
+    opened = {reference: Tokenizer.load(find_tokenizer(reference)) for reference in tokenizers}
+    rows = compare(opened, passages(text), rounds)
+    _show({"tokenizers": rows}, as_json, describe(rows))
 
 
 @model_app.command("list")
@@ -460,6 +532,37 @@ def report(place: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json 
 
     page, data = write_report(place)
     _show(json.loads(data.read_text(encoding="utf-8")), as_json, f"{page}\n{data}")
+
+
+@app.command()
+def launch(
+    kind: Annotated[str, typer.Argument(metavar="slurm|kubernetes")],
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs of a machine; 0 for CPUs.")] = 8,
+    hours: Annotated[float, typer.Option(help="The longest that it may take.")] = 24.0,
+    partition: Annotated[str | None, typer.Option(help="Slurm's partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm's account.")] = None,
+    image: Annotated[str | None, typer.Option(help="Kubernetes: the image that holds lmlab.")] = None,
+    volume: Annotated[str | None, typer.Option(help="Kubernetes: the claim of a shared volume.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Write the script here; else it is printed.")] = None,
+) -> None:
+    """Write the script that trains a recipe on a cluster."""
+    from lmlab import launch as jobs
+    from lmlab import recipe as recipes
+    from lmlab.errors import Refused, nearest
+
+    if kind not in jobs.WRITERS:
+        raise Refused(f"launch: '{kind}' is no scheduler{nearest(kind, jobs.WRITERS)}")
+    read = recipes.load(recipe, overrides or [])  # refused here rather than on the cluster
+    words = (recipe, *(overrides or []), *(("--out", str(out)) if out else ()))
+    job = jobs.Job(
+        read.name, words, nodes, gpus, hours, partition=partition, account=account, container=image, volume=volume
+    )
+    text = jobs.write(kind, job, file)
+    print(f"written: {file}" if file else text, end="\n" if file else "")
 
 
 @app.command()

@@ -4,28 +4,29 @@
 
 Where NAME is itself a kind, `use` may be left out. `from` says which earlier stage (or a path to a stage of another run,
 or for a model any MODEL: a path, hf:OWNER/NAME, preset:NAME) fills a role; left out, it is the nearest stage before that
-fits. `grid:` crosses settings and `seeds:` repeats, into `ARM/seed-N/STAGE`; arms share every stage of equal fingerprint.
-`description:` is for people.
+fits. `arms:` names variants, each a mapping of settings to change; `grid:` crosses settings and `seeds:` repeats, into
+`ARM/seed-N/STAGE`. Arms share every stage of equal fingerprint. `description:` is for people.
 """
 
 from __future__ import annotations
 
-import copy
 import importlib
-import itertools
-import json
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmlab.address import is_address, parse_address
-from lmlab.config import Config, Document, dump, parse, parse_path, read, validate
-from lmlab.errors import Refused, nearest
+from lmlab.arms import RESERVED, arms_of, stages_of
+from lmlab.config import Config, Document, dump, parse, read, validate
+from lmlab.errors import Failed, Refused, nearest
+from lmlab.grid import ArmsFailed, Grid, key_of
 from lmlab.progress import say
-from lmlab.run import Input, RunDirectory, StageKind, digest, finished, identity, write_atomic
+from lmlab.ranks import Board, together
+from lmlab.run import Input, RunDirectory, StageKind, follow, write_atomic
+
+__all__ = ["KINDS", "ArmsFailed", "Recipe", "Step", "check", "kind", "load", "loads", "run", "shipped"]
 
 KINDS = {
     "corpus": "lmlab.corpus.stage",
@@ -38,8 +39,6 @@ KINDS = {
     "report": "lmlab.report.stage",
 }
 """Each kind of stage and the module that holds it as `STAGE`; imported only to run or to check it."""
-
-RESERVED = ("grid", "seeds", "description")
 
 
 def kind(name: str) -> StageKind:
@@ -60,7 +59,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: arms (one, called "", without a grid), seeds, and the steps of each arm."""
+    """A checked recipe: arms (one, called "", without `arms` or a grid), seeds, and the steps of each arm."""
 
     name: str
     arms: dict[str, list[Step]]
@@ -109,52 +108,32 @@ def check(document: Document, name: str) -> Recipe:
     problems: list[str] = []
     arms: dict[str, list[Step]] = {}
     resolved: dict[str, Any] = {key: data[key] for key in RESERVED if key in data}
-    for arm, settings in _arms(document):
+    for arm, settings in arms_of(document):
         try:
-            arms[arm] = _steps(settings, document)
+            arms[arm] = _steps(settings)
         except Refused as error:
             problems += [line for line in str(error).split("\n") if line not in problems]
     if problems:
         raise Refused("\n".join(problems))
-    for step in next(iter(arms.values())):
-        resolved[step.name] = {"use": step.kind, "from": step.sources, **step.config.model_dump(mode="json")}
-    return Recipe(name, arms, tuple(dict.fromkeys(seeds)), resolved)
+    return Recipe(name, arms, tuple(dict.fromkeys(seeds)), {**resolved, **_resolved(document, arms)})
 
 
-def _arms(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The stages of each arm: every combination of the grid's values, named by what differs."""
-    stages = {key: value for key, value in document.data.items() if key not in RESERVED}
-    grid = document.data.get("grid") or {}
-    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
-        raise Refused(
-            f"{document.at(('grid',))}: grid: expected setting: [value, ...], such as pretrain.minutes: [1, 2]"
-        )
-    for values in itertools.product(*grid.values()):
-        settings = Document(copy.deepcopy(stages), {}, document.source)
-        for path, value in zip(grid, values, strict=True):
-            if parse_path(path)[0] not in stages:
-                raise Refused(f"{document.at(('grid', path))}: grid: no stage '{path}'{nearest(path, stages)}")
-            settings.override([f"{path}={json.dumps(value)}"])
-        arm = ",".join(f"{path}={_brief(value)}" for path, value in zip(grid, values, strict=True)).replace("/", "_")
-        yield arm if len(arm) <= 200 else f"{arm[:180]}-{digest(arm)[:12]}", settings.data
+def _resolved(document: Document, arms: Mapping[str, list[Step]]) -> dict[str, Any]:
+    """The stages with every default written out, as they are before an arm changes them."""
+    stages = stages_of(document)
+    try:
+        steps = arms[""] if "" in arms else _steps(Document(stages, {}, document.source))
+    except Refused:  # complete only together with an arm's settings
+        return stages
+    return {s.name: {"use": s.kind, "from": s.sources, **s.config.model_dump(mode="json")} for s in steps}
 
 
-def _brief(value: Any) -> str:
-    """A grid's value as a part of a directory's name: of a mapping its `name` and the other settings in brackets."""
-    if isinstance(value, list):
-        return "+".join(map(_brief, value))
-    if not isinstance(value, dict):
-        return str(value)
-    rest = ",".join(f"{key}={_brief(each)}" for key, each in value.items() if key != "name")
-    return f"{value.get('name', '')}{f'({rest})' if rest else ''}"
-
-
-def _steps(stages: Mapping[str, Any], document: Document) -> list[Step]:
+def _steps(document: Document) -> list[Step]:
     steps: list[Step] = []
     problems: list[str] = []
-    if not stages:
+    if not document.data:
         raise Refused(f"{document.source}: names no stage (known kinds: {', '.join(KINDS)})")
-    for name, given in stages.items():
+    for name, given in document.data.items():
         try:
             steps.append(_step(name, {} if given is None else given, steps, document))
         except Refused as error:
@@ -263,43 +242,74 @@ def run(
 ) -> Path:
     """Run a recipe into `out`. `until` stops after a stage; `only` runs one (its inputs must be finished);
     `needs_of` runs one and what it builds on. `fresh` makes the chosen stages again. Returns `out`.
+
+    Where a stage of an arm fails, the other arms go on, and `Failed` says at the end which did not. `arms.json` has the
+    arms in their order, the seeds, and what failed.
+
+    In one of several processes rank 0 does this, and the others join it in the stages that are distributed. Where such a
+    stage fails, nothing goes on: who stands where in it is not known.
     """
     names = [step.name for step in next(iter(recipe.arms.values()))]
     for chosen in (until, only, needs_of):
         if chosen is not None and chosen not in names:
             raise Refused(f"recipe '{recipe.name}' has no stage '{chosen}'{nearest(chosen, names)}")
-    _fetch(recipe)
-    with RunDirectory(out):
-        write_atomic(out / "recipe.yaml", dump(recipe.resolved))
-    made: dict[str, Path] = {}
-    for arm, steps in recipe.arms.items():
-        for seed in recipe.seeds:
-            place = out if recipe.single else out / (arm or "run") / f"seed-{seed}"
-            if not recipe.single:
-                say(f"arm {arm or 'run'}, seed {seed}")
-            with RunDirectory(place) as directory:
-                chosen = _needed(steps, needs_of) if needs_of else set(names)
-                remade = {only or needs_of} if only or needs_of else set(names)
-                for step in steps:
-                    if step.name in chosen and (only is None or step.name == only):
-                        _run_step(directory, step, seed, made, fresh=fresh and step.name in remade)
-                    if step.name == until:
-                        break
+    with together() as board:
+        if board is not None and board.rank > 0:
+            follow(board, kind)
+        else:
+            _run(recipe, out, until, only, needs_of, fresh, board)
+            if board is not None:
+                board.tell({"over": True})
     return out
 
 
-def _run_step(directory: RunDirectory, step: Step, seed: int, made: dict[str, Path], *, fresh: bool) -> None:
+def _run(
+    recipe: Recipe,
+    out: Path,
+    until: str | None,
+    only: str | None,
+    needs_of: str | None,
+    fresh: bool,
+    board: Board | None,
+) -> None:
+    names = [step.name for step in next(iter(recipe.arms.values()))]
+    grid = Grid(out, list(recipe.arms), recipe.seeds)
+    _fetch(recipe)
+    with RunDirectory(out):
+        write_atomic(out / "recipe.yaml", dump(recipe.resolved))
+        grid.write()
+    for arm, seed, place in grid.runs():
+        steps = recipe.arms[arm]
+        if not grid.single:
+            say(f"arm {arm or 'run'}, seed {seed}")
+        with RunDirectory(place, board) as directory, grid.others_go_on(arm, seed):
+            chosen = _needed(steps, needs_of) if needs_of else set(names)
+            remade = {only or needs_of} if only or needs_of else set(names)
+            for step in steps:
+                if step.name in chosen and (only is None or step.name == only):
+                    _run_step(directory, step, seed, grid, fresh=fresh and step.name in remade)
+                if step.name == until:
+                    break
+    grid.finish()
+
+
+def _run_step(directory: RunDirectory, step: Step, seed: int, grid: Grid, *, fresh: bool) -> None:
     inputs: dict[str, Any] = {}
     models = {item.role for item in step.spec.inputs if item.model}
     for role, filler in step.sources.items():
         names = filler if isinstance(filler, list) else [filler]
         found = {each: _place(directory.path, each, role in models) for each in names}
         inputs[role] = found if isinstance(filler, list) else found[filler]
-    _share(directory.path / step.name, step, seed, inputs, made)
-    done = directory.execute(step.name, step.kind, step.spec, step.config, seed, inputs, fresh=fresh)
+    key = key_of(step.kind, step.spec, step.config, seed, inputs)
+    grid.share(directory.path / step.name, key)
+    try:
+        done = directory.execute(step.name, step.kind, step.spec, step.config, seed, inputs, fresh=fresh)
+    except Failed as error:
+        grid.hopeless[key] = str(error)
+        raise
     if done == "skipped":
         say(f"{step.name}: finished before, skipped")
-    made.setdefault(_key(step, seed, inputs), directory.path / step.name)
+    grid.places.setdefault(key, directory.path / step.name)
 
 
 def _place(root: Path, source: str, model: bool = False) -> Path | str:
@@ -325,16 +335,3 @@ def _fetch(recipe: Recipe) -> None:
              for s in (f if isinstance(f, list) else [f]) if s.startswith("hf:")}  # fmt: skip
     for source in sorted(named):
         _models().resolve(source)
-
-
-def _key(step: Step, seed: int, inputs: Mapping[str, Any]) -> str:
-    places = {r: sorted(map(identity, p.values())) if isinstance(p, dict) else identity(p) for r, p in inputs.items()}
-    return f"{step.kind} {step.config.model_dump_json()} {seed if step.spec.seeded else '-'} {places}"
-
-
-def _share(out: Path, step: Step, seed: int, inputs: Mapping[str, Any], made: Mapping[str, Path]) -> None:
-    """Arms share a stage of equal fingerprint: a relative link to the one that was made first."""
-    twin = made.get(_key(step, seed, inputs))
-    if twin is not None and twin.resolve() != out.resolve() and not out.exists() and finished(twin):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.symlink_to(os.path.relpath(twin.resolve(), out.parent.resolve()))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lmlab.corpus.config import CorpusConfig
+from lmlab.corpus.dedup.shuffle import Part
 from lmlab.corpus.stage import STAGE
 from lmlab.corpus.steps.step import DOCUMENT
 from lmlab.progress import Metrics
-from lmlab.run import Context
+from lmlab.run import Context, digest
 
 WORDS = """
     the of and to that have with be river stone light winter garden letter morning quiet window paper bridge market
@@ -51,12 +54,35 @@ def table(*texts: str, kind: str = "prose", split: str = "train") -> pa.Table:
     return pa.Table.from_pylist(rows, schema=DOCUMENT)
 
 
+def parts_of(folder: Path, documents: pa.Table, rows: int) -> list[Part]:
+    """The documents as shards of so many rows, three to a row group."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for number, start in enumerate(range(0, max(1, len(documents)), rows)):
+        path = folder / f"part-{number:05d}.parquet"
+        pq.write_table(documents.slice(start, rows), path, row_group_size=3)
+        parts.append(Part(number, path, digest(path.read_bytes().hex())))
+    return parts
+
+
+def through(parts: list[Part]) -> list[dict[str, Any]]:
+    """All documents of parts, with their steps applied."""
+    return [row for part in parts for each in part.final() for row in each.to_pylist()]
+
+
 def build(out: Path, **settings: Any) -> dict[str, Any]:
     """Run the stage into `out` and return its headline."""
     out.mkdir(parents=True, exist_ok=True)
     config = CorpusConfig.model_validate(settings)
     STAGE.sources(config)
     return dict(STAGE.run(Context("corpus", "corpus", config, {}, out, 0, Metrics(out))))
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Of everything that a stage leaves, times aside."""
+    logs = ("metrics.jsonl", "plan.json")
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in logs and "tfevents" not in p.name]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def prose_folder(root: Path, n: int = 40) -> Path:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from lmlab.corpus import compiled, kernels
 from lmlab.corpus.arrow import buffers
-from lmlab.corpus.config import NearDuplicates
-from lmlab.corpus.dedup import hash_family
+from lmlab.corpus.dedup.index import NearDuplicates, sign
+from lmlab.corpus.dedup.units import ngrams
 from lmlab.corpus.steps.rules import SIGNALS, STOP_WORDS
 from tests.corpus import twins
 from tests.corpus.helpers import prose
@@ -37,7 +37,7 @@ def test_signals_equal_their_twin(texts: list[str]) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.integers(1, 5))
 def test_ngrams_equal_their_twin(texts: list[str], n: int) -> None:
-    hashes, documents, firsts, lasts = kernels.ngrams(*buffers(pa.array(texts)), n)
+    hashes, documents, firsts, lasts = ngrams(pa.array(texts), n)
     expected = [(d, gram) for d, text in enumerate(texts) for gram in twins.grams(twins.plain_words(text), n)]
     assert documents.tolist() == [d for d, _ in expected]
     by_hash: dict[int, tuple[str, ...]] = {}
@@ -54,7 +54,7 @@ def test_signatures_estimate_jaccard() -> None:
     words = base.split(" ")
     others = [" ".join(["zebra" if i % step == 0 else w for i, w in enumerate(words)]) for step in (100, 40, 15, 6)]
     texts = [base, *others, prose(2, 300)]
-    signs = kernels.signatures(*buffers(pa.array(texts)), config.shingle, *hash_family(config))
+    signs = sign(pa.array(texts), config)
     for i, text in enumerate(texts):
         estimate = float((signs[0] == signs[i]).mean())
         # the standard deviation of an estimate from 256 hashes is at most 0.031

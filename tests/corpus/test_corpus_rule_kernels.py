@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmlab.corpus import cleaning, repetition
@@ -38,6 +38,7 @@ def rounded(row) -> object:
 
 @settings(max_examples=200, deadline=None)
 @given(BATCH)
+@example(["\u3400\x08\u1cd0"])
 def test_tokens_equal_their_twin(texts: list[str]) -> None:
     data, offsets = buffers(pa.array(texts))
     found, small = tokens(data, offsets), tokens(data, offsets, fold=True)

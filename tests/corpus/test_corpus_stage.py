@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import signal
@@ -19,14 +18,7 @@ from lmlab.corpus.config import CorpusConfig
 from lmlab.corpus.inspect import format_inspect, format_why, inspect, why
 from lmlab.corpus.stage import STAGE, sources
 from lmlab.errors import Failed, LmlabError, Refused
-from tests.corpus.helpers import build, prose, prose_folder
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """Of everything that a stage leaves, times aside."""
-    logs = ("metrics.jsonl", "plan.json")
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in logs and "tfevents" not in p.name]
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+from tests.corpus.helpers import build, hashes, prose, prose_folder
 
 
 def rows(out: Path) -> list[dict]:

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from lmlab.corpus.steps.rules import SIGNALS, STOP_WORDS
 
 ALONE = "\u0e00-\u0e7f\u3040-\u9fff"
+MARKS = "\u3000-\u3004\u3008-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
 
 
 def white_words(text: str) -> list[str]:
@@ -19,7 +20,7 @@ def white_words(text: str) -> list[str]:
 
 def plain_words(text: str) -> list[str]:
     lowered = "".join(c.lower() if c.isascii() else c for c in text)
-    return re.findall(f"[{ALONE}]|(?:[a-z0-9]|[^\x00-\x7f{ALONE}])+", lowered)
+    return re.findall(f"[{ALONE}]|(?:[a-z0-9]|[^\x00-\x7f{ALONE}{MARKS}])+", lowered)
 
 
 def grams(words: list[str], n: int) -> list[tuple[str, ...]]:
@@ -140,3 +141,26 @@ def kneser_ney(training: list[str], order: int):
 def bits(probability, text: str, order: int) -> float:
     padded = b"\0" * (order - 1) + text.encode()
     return -sum(math.log2(probability(padded[i - order + 1 : i], padded[i])) for i in range(order - 1, len(padded)))
+
+
+def _sentences(text: str) -> list[str]:
+    return re.findall(r"(?s).*?(?:[。！？][\n \t]*|[.!?][\"')\]]*(?=[ \t\n]|\Z)[\n \t]*|\n[\n \t]*|\Z)", text)
+
+
+def _lines(text: str) -> list[str]:
+    return re.findall(r"(?s).*?(?:\n+|\Z)", text)
+
+
+def _paragraphs(text: str) -> list[str]:
+    return re.findall(r"(?s).*?(?:\n(?=[ \t]*\n)\n*|\Z)", text)
+
+
+def _blocks(split):
+    return lambda text: [(piece, piece, plain_words(piece)) for piece in split(text) if plain_words(piece)]
+
+
+UNITS = {
+    name: (lambda text, cut=cut: [(span, words) for _, span, words in _blocks(cut)(text)])
+    for name, cut in (("line", _lines), ("paragraph", _paragraphs), ("sentence", _sentences))
+}
+"""Cuts a text into (what a unit spans, its words), those without words left out."""

@@ -68,3 +68,22 @@ def test_fewer_bits_cost_more_and_generation_works(position: str) -> None:
     assert len(rough.generate([[7, 8]] * 3, Sampling(5, stop_ids=()))[0].ids) == 5
     with pytest.raises(Refused, match="no tokens"):
         engine.precision_cost([[]])
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi"])
+def test_the_float32_weights_are_given_back(position: str) -> None:
+    config = ModelConfig(layers=1, d_model=64, heads=2, vocab_size=90, context_length=32, position=position)
+    kept, freed = (Engine(Transformer(config).initialise(0).eval(), precision="int8", start_id=0) for _ in range(2))
+    freed.release()
+    assert freed.released and not kept.released
+    assert all(parameter.is_meta for parameter in freed.model.parameters())
+    settings_of = Sampling(6, stop_ids=())
+    assert freed.generate([[1, 2], [3]], settings_of) == kept.generate([[1, 2], [3]], settings_of)
+    assert freed.score([([1], [2, 3])]) == kept.score([([1], [2, 3])])
+    for refused in (
+        freed.refresh,
+        lambda: freed.precision_cost([[1, 2]]),
+        lambda: freed.score_documents([[1]], precision="float32"),
+    ):
+        with pytest.raises(Refused, match="given back"):
+            refused()

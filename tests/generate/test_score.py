@@ -92,7 +92,7 @@ def test_many_continuations_are_cut_into_several_sequences(
 ) -> None:
     monkeypatch.setattr(score, "CONTINUATION_TOKENS", 10)
     monkeypatch.setattr(score, "PASS_TOKENS", 40)
-    monkeypatch.setattr(score, "LOGIT_ROWS", 3)
+    monkeypatch.setattr(score, "LOGIT_BYTES", 1)
     pairs = [([3, 4], [i, i + 1, i + 2, i + 3]) for i in range(12)]
     for (context, continuation), found in zip(pairs, engine.score(pairs)):
         assert found.logprob == pytest.approx(plain(model, context, continuation)[0], abs=1e-4)

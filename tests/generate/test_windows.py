@@ -53,7 +53,7 @@ def shaken(config: ModelConfig, seed: int) -> Transformer:
 
 @contextlib.contextmanager
 def every_position_kept() -> Iterator[None]:
-    def whole(config: ModelConfig, rows: int, size: int, device: torch.device, slack: int | None = None) -> Cache:
+    def whole(config: ModelConfig, rows: int, size: int, device: torch.device, *_: object) -> Cache:
         return Cache(config, rows, size, device)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -171,8 +171,8 @@ def test_without_compiled_loops_a_window_reads_the_same(monkeypatch: pytest.Monk
     prompt = list(range(20))
     expected = Engine(model).generate([prompt], Sampling(30))[0]
 
-    def bare(*args) -> Cache:
-        made = Cache(*args)
+    def bare(*args, **more) -> Cache:
+        made = Cache(*args, **more)
         made.arrays = []
         return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from statistics import mean, stdev
@@ -11,6 +12,7 @@ from synthetic_run import make_grid, make_run, results
 
 from lmlab.errors import Refused
 from lmlab.report.grid import collect_grid, runs_of
+from lmlab.report.summary import describe, summarise
 
 PATH = "pretrain.bits_per_byte.after"
 
@@ -65,3 +67,28 @@ def test_a_seed_that_lacks_a_stage_is_left_out_of_its_mean_and_named(tmp_path: P
     arm = report["arms"]["pretrain.layers=4"]
     assert (arm["scores"][PATH]["n"], arm["scores"][PATH]["low"], arm["difference"][PATH]["n"]) == (1, None, 1)
     assert report["missing"] == ["pretrain.layers=4/seed-1/pretrain"]
+
+
+def test_where_objectives_differ_the_arms_are_compared_as_each_was_trained(tmp_path: Path) -> None:
+    grid = make_grid(tmp_path / "grid", arms=2, seeds=2)
+    for place in grid.glob("*/seed-*/pretrain"):
+        path = place / "results.json"
+        data = json.loads(path.read_text(encoding="utf-8"))
+        data["bits_per_byte"]["continuation"] = data["bits_per_byte"]["after"]
+        path.write_text(json.dumps(data), encoding="utf-8")
+    assert collect_grid(grid)["main"] == PATH
+    for place in grid.glob("pretrain.layers=4/seed-*/pretrain"):
+        path = place / "provenance.json"
+        data = json.loads(path.read_text(encoding="utf-8"))
+        data["config"]["objective"] = {"name": "prefix-lm"}
+        path.write_text(json.dumps(data), encoding="utf-8")
+    assert collect_grid(grid)["main"] == "pretrain.bits_per_byte.continuation"
+
+
+def test_the_terminal_s_lines_have_mean_spread_and_paired_difference(grid: Path) -> None:
+    found = summarise(grid)
+    assert (found["main"], found["first"]) == (PATH, "pretrain.layers=2")
+    lines = describe(found).splitlines()
+    assert lines[0].strip().startswith("pretrain: bits per byte, mean over seeds")
+    assert " ± " in lines[1] and lines[2].split("  ")[-1].startswith("-0.200 [-0.200 to -0.200] (n = 3)")
+    assert describe({"main": None, "first": None, "summary": {}}) == ""

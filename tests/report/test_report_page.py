@@ -199,10 +199,40 @@ def test_whatever_is_missing_the_rest_is_drawn(gone: list[tuple[Any, ...]], alon
 def test_a_grid_has_a_page_of_its_own(tmp_path: Path) -> None:
     html, data = write_report(make_grid(tmp_path / "grid", arms=2, seeds=2))
     page = check(html.read_text(encoding="utf-8"))
-    for words in ("pretrain.layers=2", "pretrain.layers=4", "Difference from pretrain.layers=2", "-0.200", "n = 2"):
+    for words in (
+        "pretrain.layers=2",
+        "pretrain.layers=4",
+        "difference from pretrain.layers=2",
+        "-0.200",
+        "n = 2",
+        "lower",
+    ):
         assert words in page.text
     assert "svg" in page.tags
     assert set(json.loads(data.read_text(encoding="utf-8"))["arms"]) == {"pretrain.layers=2", "pretrain.layers=4"}
+
+
+def test_lengths_of_a_grid_are_drawn_and_failures_told(tmp_path: Path) -> None:
+    grid = make_grid(tmp_path / "grid", arms=2, seeds=2)
+    for place in grid.glob("*/seed-*/pretrain/results.json"):
+        data = json.loads(place.read_text(encoding="utf-8"))
+        value = data["bits_per_byte"]["after"]["value"]
+        lengths = {str(64 * k): {"value": value + 0.1 * k, "low": None, "high": None, "n": 1} for k in (1, 2, 4)}
+        data["bits_per_byte"]["by_length"] = {**lengths, "512": "cannot: a learned table"}
+        write_json(place, data)
+    write_json(
+        grid / "arms.json",
+        {"arms": ["pretrain.layers=4", "pretrain.layers=2"], "seeds": [0, 1], "failed": {"x/seed-0": "nan"}},
+    )
+    html, data = write_report(grid)
+    report = json.loads(data.read_text(encoding="utf-8"))
+    assert (report["first"], report["main"]) == ("pretrain.layers=4", "pretrain.bits_per_byte.after")
+    assert report["failed"] == {"x/seed-0": "nan"} and list(report["arms"]) == [
+        "pretrain.layers=4",
+        "pretrain.layers=2",
+    ]
+    page = check(html.read_text(encoding="utf-8"))
+    assert "The same text in longer windows" in page.text and "x/seed-0" in page.text
 
 
 def test_no_run_is_refused(tmp_path: Path) -> None:

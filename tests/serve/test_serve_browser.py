@@ -56,6 +56,8 @@ def open_page(browser, address):
         page.on("request", lambda r: problems.append(r.url) if not r.url.startswith(address) else None)
         page.on("dialog", lambda d: (problems.append(f"dialog {d.message}"), d.dismiss()))
         page.goto(address)
+        # The browser moves the focus to the message at its next frame; what is typed before it is lost.
+        page.wait_for_function("document.activeElement.id === 'message'")
         return page
 
     start.problems = problems

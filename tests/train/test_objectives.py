@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmlab import recipe
-from lmlab.corpus.shards import Shard, write_shard
+from lmlab.corpus.shards import Shards, write_shards
 from lmlab.errors import Refused
 from lmlab.model.config import ModelConfig
 from lmlab.model.transformer import Transformer
@@ -41,7 +41,7 @@ PAIRS = [pair for pair in itertools.product(TASKS, ARCHITECTURES) if pair != ("f
 
 
 @pytest.fixture(scope="module")
-def shard(tmp_path_factory) -> Shard:
+def shard(tmp_path_factory) -> Shards:
     """Documents that count upwards: a token says what the next one is."""
     texts = [f"{start} {length}" for start, length in zip(range(60), itertools.cycle((3, 40, 17)))]
 
@@ -49,10 +49,11 @@ def shard(tmp_path_factory) -> Shard:
         pairs = (map(int, text.split()) for text in batch)
         return [[2 + (start + i) % 15 for i in range(length)] for start, length in pairs]
 
-    return write_shard(tmp_path_factory.mktemp("shard") / "tokens", texts, encode, END, 40)
+    documents = ((str(number), "source", text) for number, text in enumerate(texts))
+    return write_shards(tmp_path_factory.mktemp("shard") / "tokens", documents, encode, end_of_text=END, vocabulary=40)
 
 
-def source_of(shard: Shard, name: str, architecture, **changed) -> ExampleWindows:
+def source_of(shard: Shards, name: str, architecture, **changed) -> ExampleWindows:
     encoder = architecture == "encoder-decoder"
     layout = Layout(architecture, CONTEXT, CONTEXT if encoder else 0, PAD, PAD)
     settings = {"batches": 8, "micro_batches": 2, "seed": 3, "separate": True} | changed
@@ -61,7 +62,7 @@ def source_of(shard: Shard, name: str, architecture, **changed) -> ExampleWindow
 
 
 @pytest.mark.parametrize(("name", "architecture"), PAIRS)
-def test_a_step_s_batches_depend_on_seed_and_step_alone(shard: Shard, name: str, architecture: str) -> None:
+def test_a_step_s_batches_depend_on_seed_and_step_alone(shard: Shards, name: str, architecture: str) -> None:
     one, other = source_of(shard, name, architecture), source_of(shard, name, architecture)
     other(0)
     for step in (5, 2):
@@ -75,9 +76,9 @@ def test_a_step_s_batches_depend_on_seed_and_step_alone(shard: Shard, name: str,
     )
 
 
-def test_an_epoch_draws_anew(shard: Shard) -> None:
+def test_an_epoch_draws_anew(shard: Shards) -> None:
     source = source_of(shard, "prefix-lm", "causal-decoder", separate=False)
-    first, second = (next(source.examples(4, number)) for number in (4, 4 + source.windows))
+    first, second = (next(source.examples(4 * source.length, number)) for number in (4, 4 + source.order.windows))
     assert (
         np.concatenate((first.source, first.target)).tolist() == np.concatenate((second.source, second.target)).tolist()
     )
@@ -85,7 +86,7 @@ def test_an_epoch_draws_anew(shard: Shard) -> None:
 
 
 @pytest.mark.parametrize(("name", "architecture"), PAIRS)
-def test_training_lowers_the_loss(shard: Shard, name: str, architecture: str) -> None:
+def test_training_lowers_the_loss(shard: Shards, name: str, architecture: str) -> None:
     shape = ModelConfig(layers=1, d_model=32, heads=2, vocab_size=40, context_length=CONTEXT, architecture=architecture)
     torch.manual_seed(0)
     network, objective = Transformer(shape).initialise(0).train(), LanguageModel()
@@ -100,7 +101,7 @@ def test_training_lowers_the_loss(shard: Shard, name: str, architecture: str) ->
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:3])
 
 
-def test_blanks_with_two_positions_are_learnt_by_a_glm(shard: Shard) -> None:
+def test_blanks_with_two_positions_are_learnt_by_a_glm(shard: Shards) -> None:
     shape = {"architecture": "prefix-decoder", "position": "glm-2d", "context_length": CONTEXT, "vocab_size": 40}
     network = Transformer(ModelConfig.model_validate(shape | {"layers": 1, "d_model": 32, "heads": 2})).initialise(0)
     layout = Layout("prefix-decoder", CONTEXT, 0, PAD, PAD, blocks=True)
@@ -114,7 +115,7 @@ def test_blanks_with_two_positions_are_learnt_by_a_glm(shard: Shard) -> None:
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:3])
 
 
-def test_a_mixture_reports_each_part_s_loss_over_its_own_tokens(shard: Shard) -> None:
+def test_a_mixture_reports_each_part_s_loss_over_its_own_tokens(shard: Shards) -> None:
     shape = ModelConfig(layers=1, d_model=32, heads=2, vocab_size=40, context_length=CONTEXT)
     network, objective = Transformer(shape).initialise(0), MixedLanguageModel(["spans", "prefix", "blanks"])
     batches = source_of(shard, "mixture", "causal-decoder", batches=24)(0)

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from lmlab.model.config import ModelConfig, Parts
-from lmlab.train.plan import LADDER, Shape, shape_of_width
+from lmlab.train.plan import LADDER, Shape, make_plan, shape_of_width
 
 
 def test_every_switch_is_there_with_the_model_s_default() -> None:
@@ -46,3 +46,12 @@ def test_what_is_given_reaches_the_model_and_the_rest_follows_from_the_width() -
 def test_what_cannot_be_is_refused_at_once(wrong: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Shape.model_validate(wrong)
+
+
+def test_where_all_is_given_the_clock_is_not_read() -> None:
+    given = Shape(d_model=16, heads=2, layers=1, context_length=8)
+    settings = {"steps": 3, "batch_tokens": 32, "precision": "float32", "compile_wish": False}
+    plan = make_plan(given, 300, minutes=None, kernel="math", tokens_per_parameter=2.0, **settings)
+    assert (plan["measured"], plan["kernel"], plan["precision"], plan["tokens"]) == ([], "math", "float32", 96)
+    measured = make_plan(given, 300, minutes=None, kernel="auto", tokens_per_parameter=2.0, **settings)["measured"]
+    assert {row["kernel"] for row in measured} == {"math", "sdpa"}

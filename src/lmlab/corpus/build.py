@@ -1,11 +1,11 @@
-"""The tasks of a corpus build: reading with the local steps, and the decisions that only the whole corpus can make."""
+"""The first tasks of a corpus build: reading, with the steps that look at one document at a time."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from lmlab.corpus.steps.keywords import KeywordsStep
 from lmlab.corpus.steps.language import LanguageStep
 from lmlab.corpus.steps.normalise import NormaliseStep
 from lmlab.corpus.steps.redact import RedactStep
+from lmlab.corpus.steps.repeats import RepeatsStep
 from lmlab.corpus.steps.roots import RootsStep
 from lmlab.corpus.steps.rules import RulesStep
-from lmlab.corpus.steps.step import DOCUMENT, Step, drop
+from lmlab.corpus.steps.step import DOCUMENT, Step
 from lmlab.errors import Failed
 from lmlab.run import digest, write_json
 
@@ -40,6 +41,7 @@ def local_steps(config: CorpusConfig) -> list[Step]:
     """The steps that look at one document at a time."""
     return [
         NormaliseStep(config.normalise),
+        *([RepeatsStep(config.repeats)] if config.repeats.enabled else []),
         LanguageStep(config.language),
         RulesStep(config.prose_rules, config.code_rules),
         *[RULE_SETS[name](getattr(config, name), config.spaceless) for name in RULE_SETS if name in config.rule_sets],
@@ -125,12 +127,12 @@ class Shard:
                 count += 1
                 weight += row["bytes_read"]
                 if weight >= BATCH_BYTES or len(rows) >= BATCH_ROWS:
-                    yield pa.Table.from_pylist(rows, schema=DOCUMENT)
+                    yield _table(rows)
                     rows, weight = [], 0
                 if count == self.source.limit:
                     break
         if rows:
-            yield pa.Table.from_pylist(rows, schema=DOCUMENT)
+            yield _table(rows)
         counts = {"source": self.source.name, "records": count, "passed": dict(sorted(passed.items()))}
         write_json(self.rejected.with_suffix(".json"), counts)
         temporary.replace(self.rejected)
@@ -163,6 +165,13 @@ class Shard:
         return digest([self.source.model_dump(), named, bounds])
 
 
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    """By column: twice as fast as `Table.from_pylist` (measured), which looks each value up in its row's schema."""
+    return pa.Table.from_arrays(
+        [pa.array([row[field.name] for row in rows], field.type) for field in DOCUMENT], schema=DOCUMENT
+    )
+
+
 def read_tasks(config: CorpusConfig, listings: Sequence[Listing], work: Path) -> list[Task]:
     """One task a shard: read, split, and every local step."""
     limit = heldout_limit(config, listings)
@@ -174,37 +183,3 @@ def read_tasks(config: CorpusConfig, listings: Sequence[Listing], work: Path) ->
             shard = Shard(source, files, config, limit, work / "rejected" / f"{name}.jsonl")
             tasks.append(Task(shard.tables, steps, work / "local" / f"{name}.parquet", shard.identity))
     return tasks
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What the whole corpus says about one document."""
-
-    step: str | None = None
-    reason: str | None = None
-    duplicate_of: str | None = None
-    similarity: float | None = None
-    heldout_overlap: float | None = None
-
-
-class DecideStep:
-    """Adds `duplicate_of`, `similarity` and `heldout_overlap`, and drops, as decided for each document id."""
-
-    name = "decide"
-
-    def __init__(self, decisions: Mapping[str, Decision]) -> None:
-        self.decisions = decisions
-        self.identity = ["decide", 1, digest(sorted((each, *vars(d).values()) for each, d in decisions.items()))]
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        nothing = Decision()
-        found = [self.decisions.get(each, nothing) for each in table["id"].to_pylist()]
-        for name, kind in (
-            ("duplicate_of", pa.string()),
-            ("similarity", pa.float32()),
-            ("heldout_overlap", pa.float32()),
-        ):
-            table = table.append_column(name, pa.array([getattr(d, name) for d in found], kind))
-        for step in dict.fromkeys(d.step for d in found if d.step):
-            table = drop(table, step, [d.reason if d.step == step else None for d in found])
-        return table

@@ -8,6 +8,10 @@ from pydantic import Field, field_validator
 
 from lmlab.config import Config
 from lmlab.corpus.characters import Spaceless
+from lmlab.corpus.contamination.config import Decontamination
+from lmlab.corpus.dedup.index import NearDuplicates
+from lmlab.corpus.dedup.spans import DuplicateSentences, DuplicateSubstrings
+from lmlab.corpus.engine import EngineName
 from lmlab.corpus.privacy.config import Redact
 from lmlab.corpus.source import SourceConfig
 from lmlab.corpus.steps.c4 import C4
@@ -18,53 +22,18 @@ from lmlab.corpus.steps.keywords import Keywords
 from lmlab.corpus.steps.language import Language
 from lmlab.corpus.steps.normalise import Normalise
 from lmlab.corpus.steps.perplexity import Perplexity
+from lmlab.corpus.steps.repeats import Repeats
 from lmlab.corpus.steps.roots import Roots
 from lmlab.corpus.steps.rules import CodeRules, ProseRules
 
 MEBIBYTE = 1 << 20
 
 
-class NearDuplicates(Config):
-    """MinHash with locality-sensitive hashing (Broder 1997; Leskovec et al., Mining of Massive Datasets, chapter 3).
-
-    A pair of Jaccard similarity s meets in a band with probability 1 - (1 - s^rows)^bands; the defaults put the middle
-    of that curve near (1 / bands)^(1 / rows) = 0.71. Pairs that met are joined only if their signatures agree on at
-    least `threshold` of the hashes. Of a cluster one copy stays: held-out before training, then the order of sources.
-    """
-
-    enabled: bool = True
-    shingle: int = Field(default=5, ge=1)
-    """Words in a shingle (FineWeb: 5)."""
-    bands: int = Field(default=16, ge=1)
-    rows: int = Field(default=8, ge=1)
-    """Hashes in a band; a signature has bands x rows."""
-    threshold: float = Field(default=0.7, ge=0, le=1)
-    """Least share of equal hashes that verifies a pair."""
-    seed: int = 0
-
-
-class Decontamination(Config):
-    """Training documents that repeat the held-out set are dropped: word n-grams as in GPT-3 (2005.14165, appendix C),
-    simplified: a whole document goes, not a span of it with 200 characters around.
-    """
-
-    enabled: bool = True
-    ngram: int = Field(default=13, ge=2)
-    """Words in an n-gram (GPT-3: 13)."""
-    common: int = Field(default=10, ge=1)
-    """An n-gram in more training documents than this is boilerplate (a licence, an import block) and counts for
-    nothing; GPT-3's rule and number."""
-    document_share: float = Field(default=0.2, gt=0, le=1)
-    """Drop a training document if at least this share of its n-grams is found in held-out documents."""
-    heldout_share: float = Field(default=0.5, gt=0, le=1)
-    """Drop a training document that holds at least this share of one held-out document's n-grams: a long document may
-    hold a short one whole, and then its own share is small."""
-
-
 class CorpusConfig(Config):
-    """From sources to a clean corpus with a held-out part. Steps run in this order: normalise, language, rules, redact,
-    exact and near duplicates, decontamination; all treat both splits alike, except that the last two favour the
-    held-out part."""
+    """From sources to a clean corpus with a held-out part. Steps run in this order: normalise, repeats, language, rules,
+    rule sets, keywords, redact; then what needs to know all documents: perplexity, classifier, duplicate sentences, exact
+    and near duplicates, duplicate substrings, decontamination. All treat both splits alike, except that the last five
+    favour the held-out part."""
 
     sources: list[SourceConfig] = Field(
         default_factory=lambda: [
@@ -94,8 +63,14 @@ class CorpusConfig(Config):
     shard_bytes: int = Field(default=4 * MEBIBYTE, ge=4096)
     """Input bytes in a shard, the unit of parallel work and of resuming (a file is never split over shards)."""
     threads: int | None = Field(default=None, ge=1)
-    """Default: the cores that this process may use. The output does not depend on it."""
+    """How many tasks at a time. Default: the cores that this process may use. The output does not depend on it."""
+    engine: EngineName = "threads"
+    """`threads`; `processes`, for steps that hold the GIL; `ray`, on a Ray cluster whose nodes all see the run directory
+    and the sources under the same paths. The output does not depend on it."""
+    ray_address: str | None = None
+    """The Ray cluster. Default: RAY_ADDRESS, else one of this machine's own, started for the build."""
     normalise: Normalise = Normalise()
+    repeats: Repeats = Repeats()
     language: Language = Language()
     prose_rules: ProseRules = ProseRules()
     code_rules: CodeRules = CodeRules()
@@ -111,8 +86,10 @@ class CorpusConfig(Config):
     perplexity: Perplexity = Perplexity()
     classifier: Classifier = Classifier()
     redact: Redact = Redact()
+    duplicate_sentences: DuplicateSentences = DuplicateSentences()
     exact_duplicates: bool = True
     near_duplicates: NearDuplicates = NearDuplicates()
+    duplicate_substrings: DuplicateSubstrings = DuplicateSubstrings()
     decontamination: Decontamination = Decontamination()
 
     @field_validator("sources")

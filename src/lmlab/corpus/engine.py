@@ -1,17 +1,20 @@
-"""The engine: tasks of (steps, one input shard) -> one output shard, on this machine's threads.
+"""The engine: tasks of (steps, one input shard) -> one output shard, on threads, processes or a Ray cluster.
 
-A shard is a Parquet file. It is written under a temporary name and renamed, and its metadata holds the identity of the
-work that made it: a shard that is there with the wanted identity is not made again. So a build that was killed goes on
-where it was, and the output does not depend on how many threads there are.
+A shard is a Parquet file of documents, or an Arrow file of records that only the build itself reads (memory-mapped). It
+is written under a temporary name and renamed, and its metadata holds the identity of the work that made it: a shard that
+is there with the wanted identity is not made again. So a build that was killed goes on where it was, and the output
+depends neither on the engine nor on how many workers there are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,13 +25,15 @@ from lmlab.progress import bar
 from lmlab.run import digest
 
 IDENTITY = b"lmlab.identity"
+EngineName = Literal["threads", "processes", "ray"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """`source` is a shard, or a function that streams tables; `identity` is what its content depends on."""
+    """`source` is a shard, or a function that streams tables (for an Arrow file, record batches, each of which stays
+    one); `identity` is what its content depends on. For processes and Ray it must be picklable."""
 
-    source: Path | Callable[[], Iterator[pa.Table]]
+    source: Path | Callable[[], Iterator[Any]]
     steps: Sequence[Step]
     out: Path
     identity: str
@@ -47,42 +52,61 @@ def cores() -> int:
 def done(task: Task) -> bool:
     """Is the task's shard there, whole, with the wanted identity?"""
     try:
-        metadata = pq.read_schema(task.out).metadata or {}
+        if task.out.suffix == ".arrow":
+            with pa.memory_map(str(task.out)) as file:
+                metadata = pa.ipc.open_file(file).schema.metadata or {}
+        else:
+            metadata = pq.read_schema(task.out).metadata or {}
     except (OSError, pa.ArrowException):
         return False
     return metadata.get(IDENTITY) == task.key.encode()
 
 
-def run(tasks: Sequence[Task], *, threads: int | None = None, title: str = "corpus") -> int:
-    """Do every task that is not done; returns how many that were. The first failure stops what has not started and is
-    raised; shards that were finished stay.
+@contextlib.contextmanager
+def workers(engine: EngineName = "threads", *, threads: int | None = None, address: str | None = None) -> Iterator[Any]:
+    """Workers that `run` can be given again and again: processes and a Ray cluster take seconds to start."""
+    from lmlab.corpus import runners
+
+    with runners.RUNNERS[engine](threads or cores(), address) as runner:
+        yield runner
+
+
+def run(
+    tasks: Sequence[Task],
+    *,
+    threads: int | None = None,
+    title: str = "corpus",
+    engine: EngineName = "threads",
+    address: str | None = None,
+    runner: Any = None,
+) -> int:
+    """Do every task that is not done; returns how many that were. `threads`: how many at a time. The first failure
+    stops what has not started and is raised; shards that were finished stay. A worker process that dies is named, and
+    its task tried again (see `runners`). `runner`: workers that are there already, instead of `engine`.
     """
     waiting = [task for task in tasks if not done(task)]
-    with bar(title, len(tasks), len(tasks) - len(waiting)) as advance, ThreadPoolExecutor(threads or cores()) as pool:
-        futures = [pool.submit(perform, task) for task in waiting]
-        for future in futures:
-            future.add_done_callback(lambda _: advance())
-        wait(futures, return_when=FIRST_EXCEPTION)
-        for future in futures:
-            future.cancel()
-        for future in futures:
-            if not future.cancelled():
-                future.result()
+    with bar(title, len(tasks), len(tasks) - len(waiting)) as advance:
+        if waiting and runner is not None:
+            runner(waiting, advance)
+        elif waiting:
+            with workers(engine, threads=threads, address=address) as started:
+                started(waiting, advance)
     return len(waiting)
 
 
 def perform(task: Task) -> None:
     """Make one shard, a row group at a time."""
-    task.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = task.out.with_name(f".{task.out.name}.tmp")
-    writer = None
+    # Where an earlier attempt is still being written (by a worker whose driver was killed), each has its own name.
+    temporary = task.out.with_name(f".{task.out.name}.{uuid.uuid4().hex[:8]}.tmp")
+    writer, schema = None, None
     try:
+        task.out.parent.mkdir(parents=True, exist_ok=True)
         for table in _tables(task):
             result = apply(task.steps, table)
             if writer is None:
                 schema = result.schema.with_metadata({IDENTITY: task.key.encode()})
-                writer = pq.ParquetWriter(temporary, schema, compression="zstd", write_statistics=False)
-            writer.write_table(result.cast(writer.schema), row_group_size=max(1, len(result)))
+                writer = _writer(temporary, schema)
+            _write(writer, result, schema)
         if writer is not None:
             writer.close()
             with temporary.open("rb") as file:
@@ -92,21 +116,40 @@ def perform(task: Task) -> None:
         raise Failed(f"{task.out}: could not be written: {error.strerror or error}; finished shards stay") from error
     finally:
         if writer is not None:
-            writer.close()
+            with contextlib.suppress(OSError, pa.ArrowException):  # a full disk says so again
+                writer.close()
         temporary.unlink(missing_ok=True)
 
 
-def _tables(task: Task) -> Iterator[pa.Table]:
+def _writer(path: Path, schema: pa.Schema) -> Any:
+    if ".arrow." in path.name:
+        return pa.ipc.new_file(str(path), schema)
+    return pq.ParquetWriter(path, schema, compression="zstd", write_statistics=False)
+
+
+def _write(writer: Any, result: Any, schema: pa.Schema) -> None:
+    if isinstance(result, pa.RecordBatch):
+        writer.write_batch(result)
+    else:
+        writer.write_table(result.cast(schema), row_group_size=max(1, len(result)))
+
+
+def read_shard(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """A Parquet shard, a row group at a time; one empty table if it has none."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=columns).replace_schema_metadata(None)
+        if file.num_row_groups == 0:
+            empty = file.schema_arrow.empty_table().replace_schema_metadata(None)
+            yield empty.select(columns) if columns else empty
+
+
+def _tables(task: Task) -> Iterator[Any]:
     """The input, a row group at a time; one empty table if there is nothing, so that a shard always has its columns."""
-    some = False
     if isinstance(task.source, Path):
-        with pq.ParquetFile(task.source) as file:
-            for group in range(file.num_row_groups):
-                some = True
-                yield file.read_row_group(group).replace_schema_metadata(None)
-            if not some:
-                yield file.schema_arrow.empty_table().replace_schema_metadata(None)
+        yield from read_shard(task.source)
         return
+    some = False
     for table in task.source():
         some = True
         yield table
@@ -114,7 +157,7 @@ def _tables(task: Task) -> Iterator[pa.Table]:
         yield task.empty.empty_table()
 
 
-def apply(steps: Sequence[Step], table: pa.Table) -> pa.Table:
+def apply(steps: Sequence[Step], table: Any) -> Any:
     """The steps one after the other. A step that throws is named with the document that it threw on."""
     for step in steps:
         try:

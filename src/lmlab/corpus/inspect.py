@@ -8,6 +8,7 @@ from typing import Any
 
 from lmlab.corpus import store
 from lmlab.corpus.arrow import compute as pc
+from lmlab.corpus.dedup.curve import shown
 from lmlab.errors import Refused, nearest
 from lmlab.progress import read_jsonl
 
@@ -32,6 +33,8 @@ def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
         "dropped_samples": {},
         "first_rejects": read_jsonl(stage_dir / "rejected.jsonl")[:5],
         "overlaps": len(read_jsonl(stage_dir / "contamination.jsonl")),
+        "deduplication": _json(stage_dir / "deduplication.json"),
+        "decontamination": _json(stage_dir / "decontamination.json"),
     }
     lengths: dict[str, list[int]] = {}
     for table in store.tables(stage_dir, ["id", "source", "split", "text", "keep", "step", "reason"]):
@@ -40,10 +43,10 @@ def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
             mine = found["samples"].setdefault(row["source"], {"kept": [], "dropped": []})
             if row["keep"]:
                 lengths.setdefault(row["source"], []).append(size)
-            shown = mine["kept"] if row["keep"] else mine["dropped"]
-            if len(shown) < samples and size and (row["split"] == "train" or not row["keep"]):
+            examples = mine["kept"] if row["keep"] else mine["dropped"]
+            if len(examples) < samples and size and (row["split"] == "train" or not row["keep"]):
                 why_not = {} if row["keep"] else {"step": row["step"], "reason": row["reason"]}
-                shown.append({"id": row["id"], **why_not, "text": row["text"][:SAMPLE_CHARS]})
+                examples.append({"id": row["id"], **why_not, "text": row["text"][:SAMPLE_CHARS]})
             if not row["keep"]:
                 same = found["dropped_samples"].setdefault(row["step"], {}).setdefault(row["reason"], [])
                 if len(same) < samples:
@@ -59,6 +62,11 @@ def inspect(stage_dir: Path, *, samples: int = 2) -> dict[str, Any]:
             "powers_of_two": counts,
         }
     return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A file that corpora of earlier versions do not have."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def why(stage_dir: Path, document: str) -> dict[str, Any]:
@@ -103,7 +111,9 @@ def _history(stage_dir: Path, row: dict[str, Any]) -> dict[str, Any]:
         "redacted": row["redacted"],
         "duplicate_of": row["duplicate_of"],
         "similarity": row["similarity"],
-        "heldout_overlap": overlap[0] if overlap else None,
+        "heldout_overlap": next((line for line in overlap if line.get("set", "heldout") == "heldout"), None),
+        "evaluation_overlaps": [line for line in overlap if line.get("set", "heldout") != "heldout"],
+        "cuts": row.get("cuts") or [],
         "text": row["text"],
     }
 
@@ -136,20 +146,35 @@ def format_inspect(found: dict[str, Any]) -> str:
         for cell in found["totals"].values():
             for name, n in cell[key].items():
                 both[name] = both.get(name, 0) + n
-        shown = ", ".join(f"{name} {n:,}" for name, n in sorted(both.items(), key=lambda item: -item[1]) if n)
-        out.append(f"{title}: {shown or 'none'}")
+        listed = ", ".join(f"{name} {n:,}" for name, n in sorted(both.items(), key=lambda item: -item[1]) if n)
+        out.append(f"{title}: {listed or 'none'}")
     rejected = ", ".join(f"{name} {n:,}" for name, n in found["rejected"].items() if n)
     out.append(f"set aside unread: {rejected or 'none'}")
     out.append(f"training documents that share n-grams with held-out ones: {found['overlaps']:,} (contamination.jsonl)")
+    out += _evaluation_sets(found["decontamination"])
     for source, length in found["lengths"].items():
         out.append(f"{source}: median {length['median']:,} characters, longest {length['longest']:,}")
+    out += _curve(found["deduplication"].get("curve"))
     for source, kinds in found["samples"].items():
-        for which, shown in kinds.items():
-            for sample in shown:
+        for which, examples in kinds.items():
+            for sample in examples:
                 note = f" by {sample['step']}: {sample['reason']}" if "step" in sample else ""
                 body = "\n".join(f"    {line}" for line in sample["text"].split("\n")[:6])
                 out += ["", f"{source}, {which}{note}: {sample['id']}", body]
     return "\n".join(out)
+
+
+def _curve(found: dict[str, Any] | None) -> list[str]:
+    return ["", "how likely near duplicates were to be found, by Jaccard similarity:", shown(found)] if found else []
+
+
+def _evaluation_sets(found: dict[str, Any]) -> list[str]:
+    return [
+        f"evaluation set {name}: {len(each['not_clean']):,} of {each['items']:,} items stand in training documents "
+        f"({each['ngram']}-grams, rule {each['rule']}), {len(each['clean']):,} are clean, "
+        f"{len(each['too_short']):,} too short to say (decontamination.json)"
+        for name, each in found.items()
+    ]
 
 
 def format_why(found: dict[str, Any]) -> str:
@@ -181,5 +206,11 @@ def format_why(found: dict[str, Any]) -> str:
             f"{overlap['heldout_share']:.1%} of those of {overlap['heldout']}"
         )
         out += [f"    bytes {span['bytes'][0]}-{span['bytes'][1]}: {span['text'][:100]!r}" for span in overlap["spans"]]
+    for overlap in found["evaluation_overlaps"]:
+        out.append(
+            f"overlap with {overlap['set']}: {overlap['heldout_share']:.1%} of the n-grams of {overlap['heldout']}"
+        )
+    for each in found["cuts"]:
+        out.append(f"cut by {each['step']} at byte {each['first']:,}: {each['text'][:100]!r}")
     out += ["", found["text"][:2000]]
     return "\n".join(out)

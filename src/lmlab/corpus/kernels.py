@@ -1,9 +1,9 @@
-"""The hot loops over the bytes of Arrow string columns: signals of quality, MinHash signatures, word n-grams.
+"""The hot loops over the bytes of Arrow string columns: signals of quality, and words.
 
 Two notions of a word are used. For signals (Gopher's rules) a word is what stands between white space. For shingles and
-n-grams it is a run of ASCII letters and digits, lower-cased, or of bytes above 127; all else separates, so that layout
-and punctuation do not hide a copy. In both, a character of a script written without spaces (kana, CJK ideographs
-U+3040-9FFF, Thai) is a word by itself. `tests/corpus/twins.py` holds the slow twin of each kernel.
+n-grams it is a run of ASCII letters and digits, lower-cased, or of bytes above 127; all else separates, and so does East
+Asian punctuation, so that layout and punctuation do not hide a copy. In both, a character of a script written without
+spaces (kana, CJK ideographs U+3040-9FFF, Thai) is a word by itself. `tests/corpus/twins.py` holds the slow twins.
 """
 
 # ruff: noqa: PLR0912, PLR0915 (kernels: one loop over the bytes, positional arguments only)
@@ -31,6 +31,21 @@ def alone(data, i, end):
     if first == 0xE3:
         return second >= 0x81
     return 0xE4 <= first <= 0xE9 or (first == 0xE0 and 0xB8 <= second <= 0xB9)
+
+
+@kernel
+def wide_mark(data, i, end):
+    """Does a mark of East Asian punctuation begin at byte i: U+3000-3004, 3008-303F, or of the full-width forms?"""
+    if i + 2 >= end:
+        return False
+    first, second, third = data[i], data[i + 1], data[i + 2]
+    if first == 0xE3:
+        return second == 0x80 and not 0x85 <= third <= 0x87
+    if first != 0xEF:
+        return False
+    if second == 0xBC:
+        return 0x81 <= third <= 0x8F or 0x9A <= third <= 0xA0 or third >= 0xBB
+    return second == 0xBD and (third == 0x80 or 0x9B <= third <= 0xA5)
 
 
 @kernel
@@ -290,12 +305,15 @@ def _plain_words(data, start, end, hashes, starts, ends):
                 b = data[j]
                 if 65 <= b <= 90:
                     b += 32
-                elif not (48 <= b <= 57 or 97 <= b <= 122 or b >= 128) or alone(data, j, end):
+                elif b < 128:
+                    if not (48 <= b <= 57 or 97 <= b <= 122):
+                        break
+                elif b >= 0xE0 and (alone(data, j, end) or wide_mark(data, j, end)):
                     break
                 h = (h ^ np.uint64(b)) * np.uint64(0x100000001B3)
                 j += 1
         if j == i:
-            i += 1
+            i += 3 if data[i] >= 128 else 1
             continue
         hashes[n], starts[n], ends[n] = mix64(h), i, j
         n += 1
@@ -304,58 +322,21 @@ def _plain_words(data, start, end, hashes, starts, ends):
 
 
 @kernel
-def signatures(data, offsets, size, multipliers, increments):
-    """MinHash signatures, uint32 [documents, hashes], of the set of word `size`-grams.
-
-    The k-th hash is the least of (a_k x + b_k) mod 2^64 over shingles x, with a_k odd (multiply-shift, Dietzfelbinger
-    et al. 1997), then mixed to 32 bits: only equality is asked of it. A text of fewer words is one shingle.
-    """
-    n_docs, n_hashes = len(offsets) - 1, len(multipliers)
-    out = np.zeros((n_docs, n_hashes), np.uint32)
-    largest = 1
-    for d in range(n_docs):
-        largest = max(largest, offsets[d + 1] - offsets[d])
-    words, starts, ends = np.zeros(largest, np.uint64), np.zeros(largest, np.int64), np.zeros(largest, np.int64)
-    least = np.zeros(n_hashes, np.uint64)
-    for d in range(n_docs):
-        n = _plain_words(data, offsets[d], offsets[d + 1], words, starts, ends)
-        least[:] = np.uint64(0xFFFFFFFFFFFFFFFF)
-        width = min(size, n)
-        for i in range(n - width + 1):
-            x = np.uint64(0)
-            for k in range(width):
-                x = mix64(x * np.uint64(31) + words[i + k])
-            for k in range(n_hashes):
-                h = multipliers[k] * x + increments[k]
-                least[k] = min(least[k], h)
-        for k in range(n_hashes):
-            out[d, k] = np.uint32(mix64(least[k]) >> np.uint64(32))
-    return out
-
-
-@kernel
-def ngrams(data, offsets, size):
-    """All word n-grams: (hashes uint64, documents int64, first bytes int64, end bytes int64), spans relative to the
-    document. A text of fewer words has none.
+def words(data, offsets):
+    """The plain words of all documents: (hashes uint64, first bytes int64, end bytes int64, whether it is one character
+    of a script without spaces uint8, where each document's words begin int64 [documents + 1]); bytes as in `data`.
     """
     n_docs = len(offsets) - 1
-    largest = 1
+    most = np.int64(0)
     for d in range(n_docs):
-        largest = max(largest, offsets[d + 1] - offsets[d])
-    words, starts, ends = np.zeros(largest, np.uint64), np.zeros(largest, np.int64), np.zeros(largest, np.int64)
-    total = 0
+        most += (offsets[d + 1] - offsets[d]) // 2 + 1
+    hashes, starts, ends = np.empty(most, np.uint64), np.empty(most, np.int64), np.empty(most, np.int64)
+    spaceless, at = np.empty(most, np.uint8), np.zeros(n_docs + 1, np.int64)
     for d in range(n_docs):
-        total += max(0, _plain_words(data, offsets[d], offsets[d + 1], words, starts, ends) - size + 1)
-    hashes, documents = np.zeros(total, np.uint64), np.zeros(total, np.int64)
-    firsts, lasts = np.zeros(total, np.int64), np.zeros(total, np.int64)
-    at = 0
-    for d in range(n_docs):
-        n = _plain_words(data, offsets[d], offsets[d + 1], words, starts, ends)
-        for i in range(n - size + 1):
-            h = np.uint64(0)
-            for k in range(size):
-                h = mix64(h * np.uint64(31) + words[i + k])
-            hashes[at], documents[at] = h, d
-            firsts[at], lasts[at] = starts[i] - offsets[d], ends[i + size - 1] - offsets[d]
-            at += 1
-    return hashes, documents, firsts, lasts
+        begin = at[d]
+        n = _plain_words(data, offsets[d], offsets[d + 1], hashes[begin:], starts[begin:], ends[begin:])
+        for i in range(begin, begin + n):
+            spaceless[i] = alone(data, starts[i], offsets[d + 1])
+        at[d + 1] = begin + n
+    total = at[n_docs]
+    return hashes[:total], starts[:total], ends[:total], spaceless[:total], at

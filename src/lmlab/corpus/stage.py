@@ -5,7 +5,6 @@ Work goes on in `.work` beside the results and is kept there by shard until all 
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from collections import Counter
@@ -16,18 +15,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmlab.corpus import contamination, dedup, engine, quality, readers, statistics, store
-from lmlab.corpus.arrow import compute as pc
-from lmlab.corpus.build import DecideStep, Decision, read_tasks
+from lmlab.corpus import engine, quality, readers, statistics, store
+from lmlab.corpus.build import read_tasks
 from lmlab.corpus.config import CorpusConfig
+from lmlab.corpus.contamination import sets
+from lmlab.corpus.contamination.passes import contamination_pass
+from lmlab.corpus.dedup.curve import curve
+from lmlab.corpus.dedup.passes import documents_pass, spans_pass
+from lmlab.corpus.dedup.shuffle import Part
 from lmlab.corpus.engine import Task
 from lmlab.corpus.readers import hub
 from lmlab.corpus.steps.keywords import word_lists
 from lmlab.errors import Failed
 from lmlab.progress import read_jsonl, say
 from lmlab.run import Context, StageKind, write_atomic, write_json
-
-Decisions = list[dict[str, Decision]]
 
 
 def sources(config: CorpusConfig) -> list[Path]:
@@ -40,6 +41,8 @@ def sources(config: CorpusConfig) -> list[Path]:
         for file in readers.listing(source, f"sources[{place}]").files:
             found |= dict.fromkeys(part.local for part in file.parts or (file,) if part.local is not None)
         found |= dict.fromkeys(readers.link_files(source, f"sources[{place}]"))
+    for place, each in enumerate(config.decontamination.evaluation):
+        found.update(dict.fromkeys(sets.check(each, f"decontamination.evaluation[{place}]")))
     found |= dict.fromkeys(quality.files(config.perplexity, config.classifier))
     found |= dict.fromkeys(word_lists(config.keywords, config.roots))
     return list(found)
@@ -52,19 +55,14 @@ def run(context: Context) -> dict[str, Any]:
     if not (out / "results.json").exists():
         context.metrics.rewind(0)
         listings = _listings(context)
-        tasks = read_tasks(config, listings, work)
-        _do(context, 0, "reading", tasks)
-        rejected = _rejected(config, tasks, work, out)
-        tasks = quality.passes(
-            config.perplexity, config.classifier, tasks, out, work, lambda title, some: _do(context, 0, title, some)
-        )
-        decisions = _duplicates(context, tasks, work)
-        _contamination(context, tasks, work, decisions)
-        final = [
-            Task(task.out, [DecideStep(chosen)], out / "documents" / task.out.name, task.key)
-            for task, chosen in zip(tasks, decisions, strict=True)
-        ]
-        _do(context, 3, "writing", final)
+        try:
+            with engine.workers(config.engine, threads=config.threads, address=config.ray_address) as runner:
+                tasks, rejected = _make(context, runner, listings, work)
+        except OSError as error:  # of what is no task; a full disk, above all
+            where = error.filename or out
+            raise Failed(f"{where}: could not be written: {error.strerror or error}; finished shards stay") from error
+        for stale in (out / "documents").glob(".*.tmp"):  # of an attempt that was killed
+            stale.unlink(missing_ok=True)
         skipped = {source.name: found.skipped for source, found in zip(config.sources, listings, strict=True)}
         _summarise(config, out, rejected, _passed_over(skipped, tasks, work))
     shutil.rmtree(work, ignore_errors=True)
@@ -78,8 +76,49 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-def _do(context: Context, number: int, title: str, tasks: list[Task]) -> None:
-    engine.run(tasks, threads=context.config.threads, title=title)
+def _make(
+    context: Context, runner: Any, listings: list[readers.Listing], work: Path
+) -> tuple[list[Task], dict[str, int]]:
+    """Every task, in order. Returns those that read, and how many records of each source were rejected."""
+    tasks = read_tasks(context.config, listings, work)
+    _do(context, runner, 0, "reading", tasks)
+    rejected = _rejected(context.config, tasks, work, context.out)
+    config: CorpusConfig = context.config
+    tasks = quality.passes(
+        config.perplexity,
+        config.classifier,
+        tasks,
+        context.out,
+        work,
+        lambda title, some: _do(context, runner, 0, title, some),
+    )
+    parts = _whole(context, runner, [Part(i, task.out, task.key) for i, task in enumerate(tasks)], work)
+    final = [Task(part.final, [], context.out / "documents" / part.path.name, part.key) for part in parts]
+    _do(context, runner, 3, "writing", final)
+    return tasks, rejected
+
+
+def _whole(context: Context, runner: Any, parts: list[Part], work: Path) -> list[Part]:
+    """What only the whole corpus can decide, in order. Each pass adds a step to every part."""
+    config: CorpusConfig = context.config
+
+    def comparing(title: str, tasks: list[Task]) -> None:
+        _do(context, runner, 1, title, tasks)
+
+    def decontaminating(title: str, tasks: list[Task]) -> None:
+        _do(context, runner, 2, title, tasks)
+
+    parts = spans_pass("duplicate_sentences", parts, config.duplicate_sentences, work, comparing)
+    parts = documents_pass(parts, config.near_duplicates, config.exact_duplicates, work, comparing)
+    near = config.near_duplicates
+    found = curve(near.bands, near.rows, near.hashes, near.threshold) if near.enabled else None
+    write_json(context.out / "deduplication.json", {"near_duplicates": near.model_dump(mode="json"), "curve": found})
+    parts = spans_pass("duplicate_substrings", parts, config.duplicate_substrings, work, comparing)
+    return contamination_pass(parts, config.decontamination, context.out, work, decontaminating)
+
+
+def _do(context: Context, runner: Any, number: int, title: str, tasks: list[Task]) -> None:
+    engine.run(tasks, title=title, runner=runner)
     # Not how many shards were still to be made: that depends on where the stage was cut off, and the report shows it.
     context.metrics.log(number, {"phase": title, "shards": len(tasks), "seconds": round(context.seconds, 3)})
     if (context.out / "state.json").exists():
@@ -134,70 +173,6 @@ def _stream(path: Path, columns: list[str]) -> Iterator[pa.Table]:
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=columns)
-
-
-def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(path, columns=columns, partitioning=None)
-
-
-def _duplicates(context: Context, tasks: list[Task], work: Path) -> Decisions:
-    """Decide on duplicates over all shards; a decision for each document that goes."""
-    config: CorpusConfig = context.config
-    step = dedup.SignStep(config.near_duplicates)
-    signing = [Task(task.out, [step], work / "keys" / task.out.name, task.key) for task in tasks]
-    _do(context, 1, "comparing", signing)
-    keys = [_read(task.out) for task in signing]
-    found = dedup.find(pa.concat_tables(keys), config.near_duplicates, exact=config.exact_duplicates)
-    starts = [0]
-    for table in keys:
-        starts.append(starts[-1] + len(table))
-    ids: list[str] = []
-    for task in tasks:
-        ids += _read(task.out, ["id"])["id"].to_pylist()
-    decisions: Decisions = []
-    for start, end in itertools.pairwise(starts):
-        chosen = {}
-        for row in range(start, end):
-            original = int(found.original[row])
-            if original != row:
-                which = ("exact_duplicates", "exact copy") if found.exact[row] else ("near_duplicates", "near copy")
-                chosen[ids[row]] = Decision(*which, ids[original], round(float(found.similarity[row]), 4))
-        decisions.append(chosen)
-    return decisions
-
-
-def _contamination(context: Context, tasks: list[Task], work: Path, decisions: Decisions) -> None:
-    """Find training documents that repeat held-out ones; adds to `decisions` and writes contamination.jsonl."""
-    config: CorpusConfig = context.config
-    if not config.decontamination.enabled:
-        write_atomic(context.out / "contamination.jsonl", "")
-        return
-    heldout = []
-    for task, chosen in zip(tasks, decisions, strict=True):
-        for table in _stream(task.out, ["id", "text", "split", "keep"]):
-            rows = table.filter((pc.field("split") == "heldout") & pc.field("keep"))
-            pairs = zip(rows["id"].to_pylist(), rows["text"].to_pylist(), strict=True)
-            heldout += [(each, text) for each, text in pairs if each not in chosen]
-    index = contamination.build(heldout, config.decontamination)
-    step = contamination.MatchStep(index, config.decontamination, contamination.index_identity(index))
-    matching = [
-        Task(task.out, [DecideStep(chosen), step], work / "matches" / task.out.name, task.key)
-        for task, chosen in zip(tasks, decisions, strict=True)
-    ]
-    _do(context, 2, "decontaminating", matching)
-    overlaps = contamination.judge([_read(task.out) for task in matching], index, config.decontamination)
-    by_id = {overlap.id: overlap for overlap in overlaps}
-    lines = []
-    for task, chosen in zip(tasks, decisions, strict=True):
-        for table in _stream(task.out, ["id", "text"]):
-            for each, text in zip(table["id"].to_pylist(), table["text"], strict=True):
-                if (overlap := by_id.get(each)) is None:
-                    continue
-                reason = f"repeats held-out text ({config.decontamination.ngram}-grams)"
-                drop = ("decontamination", reason) if overlap.drop else (None, None)
-                chosen[each] = Decision(*drop, heldout_overlap=round(overlap.share, 4))
-                lines.append(json.dumps(contamination.report(overlap, text.as_py()), ensure_ascii=False) + "\n")
-    write_atomic(context.out / "contamination.jsonl", "".join(lines))
 
 
 def _summarise(config: CorpusConfig, out: Path, rejected: dict[str, int], skipped: dict[str, Any]) -> None:

@@ -125,7 +125,9 @@ def _tokens(data, offsets, table, small, fold):
                     c = small[c]
                 if not script or own or k & MARK:
                     h = (h ^ np.uint64(c)) * np.uint64(0x100000001B3)
-                length += 1
+                    length += 1
+                elif not fold:
+                    length += 1
                 if fold:
                     if not k & SPECIAL:
                         good, good_length = h, length

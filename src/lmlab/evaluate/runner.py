@@ -239,6 +239,9 @@ def _bits(unit: Unit, limits: Limits) -> Iterator[Row]:
     nats = subject.engine.score_documents(encoded, window=subject.context, stride=stride)
     for passage, ids, each in zip(unit.items, encoded, nats, strict=True):
         total = bits(each)
+        size = len(
+            subject.tokenizer.decode(ids).encode("utf-8")
+        )  # what was predicted: less than the text, if it loses some
         yield {
             "id": passage.id,
             "strategy": "",
@@ -246,9 +249,9 @@ def _bits(unit: Unit, limits: Limits) -> Iterator[Row]:
             "prompt_hash": text_hash(passage.text),
             "output": "",
             "parsed": None,
-            "score": total / passage.bytes,
+            "score": total / max(size, 1),
             "bits": total,
-            "bytes": passage.bytes,
+            "bytes": size,
             "tokens": len(ids),
             "finish_reason": "scored",
             "seed": limits.seed,

@@ -187,8 +187,9 @@ class Scheduler:
         config, device = self.decoder.config, self.decoder.device
         if isinstance(self.decoder, CompiledDecoder):
             rows, need = self.decoder.capacity(rows, need, self.max_batch, self.cache)
-        cache = self.cache
-        self.cache = Cache(config, rows, need, device, 0) if cache is None else cache.grown(config, rows, need)
+        if self.cache is None:
+            self.cache = Cache(config, rows, need, device, 0, self.decoder.kept)
+        self.cache = self.cache.grown(config, rows, need)
         logits_BV = self._prefill(joining, first, self.cache)
         self._choose(joining, logits_BV, Chooser([request.sampling for request in joining], device))
 
@@ -268,7 +269,7 @@ class Scheduler:
     def _beside(self, batch: Sequence[Request]) -> Cache:
         """A cache with all slots for prompts of one pass."""
         longest = max(len(request.prompt) for request in batch)
-        return Cache(self.decoder.config, len(batch), longest, self.decoder.device)
+        return Cache(self.decoder.config, len(batch), longest, self.decoder.device, dtype=self.decoder.kept)
 
     def _leave_queue(self, request: Request) -> None:
         self._prompts[request.given] -= 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from lmlab.errors import Refused
 from lmlab.generate.attend import chunks
 from lmlab.generate.cache import Cache
-from lmlab.generate.kernels import attend_cached, attend_parallel, parts
+from lmlab.generate.kernels import attend_cached, attend_parallel, parts, spread
 from lmlab.generate.packed import rowwise
+from lmlab.generate.step import ACTIVATION_CODES, layer_step
 from lmlab.generate.weights import Layer, Norm, Precision, head_of, lay_out, scale_to_unit
 from lmlab.model.config import ModelConfig
 from lmlab.model.feed_forward import ACTIVATIONS
@@ -30,6 +31,9 @@ from lmlab.model.transformer import Block, Transformer
 
 Attend = Callable[[int, Tensor], Tensor]
 """(layer, qkv (N, (H + 2 G) K) as the product gives it) -> what the heads found, (N, H K)."""
+
+CompiledLayer = tuple[Any, Any]
+"""(the two norms, the four matrices) of a layer, as `layer_step` takes them."""
 
 
 KNOWN = frozenset(
@@ -74,13 +78,19 @@ class Decoder:
         rotated = self.config.position == "rope"
         self.device = self.model.embedding.weight.device
         self.eps = torch.tensor(self.config.eps, device=self.device)
-        self.embedding = self.model.embedding.weight.detach().clone()
+        kind = torch.float32 if self.precision == "float32" else torch.bfloat16
+        self.embedding = self.model.embedding.weight.detach().to(kind, copy=True)
         self.position = None if self.model.position is None else self.model.position.weight.detach().clone()
         self.turn = torch.complex(self.model.cos, self.model.sin) if rotated else None
         angles = (self.model.cos, self.model.sin) if rotated else (torch.empty(self.config.context_length, 0),) * 2
         self.cos, self.sin = (each.cpu().numpy() for each in angles)
         blocks = cast(list[Block], list(self.model.blocks))
         self.layers: list[Layer] = [lay_out(block, self.precision, rotated) for block in blocks]
+        self.steps = [_compiled_layer(layer) for layer in self.layers]
+        # Type of the keys and values that the scheduler's cache holds for it. At 32 rows reading them takes as long as
+        # reading bfloat16 weights, so they are no wider.
+        narrow = self.precision != "float32" and all(self.steps)
+        self.kept = torch.bfloat16 if narrow else torch.float32
         self.final_norm = Norm(cast(nn.Module, self.model.final_norm), self.config.d_model)
         self.head = head_of(self.model, self.final_norm, self.precision)
 
@@ -136,6 +146,10 @@ class Decoder:
         where = np.array(positions)
         threads = parts(positions, self.inner)
         positions_B = torch.tensor(positions, device=self.device)
+        if all(self.steps) and cache.arrays and (len(tokens) > 1 or torch.get_num_threads() == 1):
+            x_BD = self._embed(torch.tensor(tokens), positions_B)
+            spread(len(tokens), lambda rows: self._step(x_BD.numpy()[rows], where[rows], cache, rows))
+            return x_BD
         turn = None if self.turn is None or cache.arrays else self.turn[positions_B][:, None]
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
@@ -149,10 +163,19 @@ class Decoder:
 
         return self._run(torch.tensor(tokens, device=self.device), positions_B, attend)
 
+    def _step(self, x: np.ndarray, positions: np.ndarray, cache: Cache, rows: slice) -> None:
+        """Rows x (B, D) through all layers, in place."""
+        activation = ACTIVATION_CODES[self.config.activation]
+        for index, (layer, (norms, matrices)) in enumerate(zip(self.layers, cast(list[CompiledLayer], self.steps))):
+            where = (cache.arrays[index][rows], positions, layer.qk_gain_array, self.eps32)
+            layer_step(x, norms, matrices, activation, layer.gated, *where, self.cos, self.sin, self.scale)
+
+    def _embed(self, tokens_N: Tensor, positions_N: Tensor) -> Tensor:
+        x_ND = F.embedding(tokens_N, self.embedding).float()
+        return x_ND if self.position is None else x_ND + F.embedding(positions_N, self.position)
+
     def _run(self, tokens_N: Tensor, positions_N: Tensor, attend: Attend) -> Tensor:
-        x_ND = F.embedding(tokens_N, self.embedding)
-        if self.position is not None:
-            x_ND = x_ND + F.embedding(positions_N, self.position)
+        x_ND = self._embed(tokens_N, positions_N)
         for index, layer in enumerate(self.layers):
             x_ND = layer.out(attend(index, layer.qkv(layer.attention_norm(x_ND))), x_ND)
             up = layer.up(layer.feed_forward_norm(x_ND))
@@ -203,6 +226,15 @@ class Decoder:
                 mixed = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=mask is None)
             out[span] = mixed.transpose(1, 2).reshape(B * T, self.inner)
         return out
+
+
+def _compiled_layer(layer: Layer) -> CompiledLayer | None:
+    """(norms, matrices) as `layer_step` takes them; None where the processor has no kernel for them."""
+    matrices = [each.panels for each in (layer.qkv, layer.out, layer.up, layer.down)]
+    if any(each is None for each in matrices):
+        return None
+    norms = (layer.attention_norm.arrays, layer.feed_forward_norm.arrays)
+    return norms, tuple(each.packed for each in matrices if each is not None)
 
 
 def _attend_in_chunks(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:

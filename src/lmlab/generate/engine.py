@@ -83,8 +83,21 @@ class Engine:
             raise Refused("regex and json_schema need a tokenizer, and this model has none")
         return Grammars(self.tokenizer, self.model.config.vocab_size)
 
+    def release(self) -> None:
+        """Give the model's own float32 weights back to the system: what generates and scores is laid out already, in
+        the engine's precision. `refresh`, and scoring in another precision, are refused from then on."""
+        if self._decoders:
+            self.model.to("meta")
+
+    @property
+    def released(self) -> bool:
+        """Whether the model's own weights are gone."""
+        return self.model.embedding.weight.is_meta
+
     def refresh(self) -> None:
         """Take over the model's weights after they have changed."""
+        if self.released:
+            raise Refused("refresh: the model's float32 weights were given back (release)")
         for decoder in self._decoders.values():
             decoder.refresh()
         if "_scheduler" in self.__dict__:
@@ -238,6 +251,16 @@ class Engine:
         decoder = self._decoder(precision or self.precision)
         return scoring.score_documents(decoder, documents, window, stride or max(1, window // 2), self.start_id)
 
+    def score_tokens(
+        self, documents: Sequence[Sequence[int]], window: int | None = None, stride: int | None = None
+    ) -> list[list[float]]:
+        """-log P of every token of each document in nats; windows and defaults as in `score_documents`."""
+        window = window or self.model.config.context_length
+        for index, ids in enumerate(documents):
+            scoring.check_ids(f"document {index}", ids, self.model.config.vocab_size)
+        settings = (window, stride or max(1, window // 2), self.start_id)
+        return scoring.score_tokens(self._decoder(self.precision), documents, *settings)
+
     def precision_cost(self, documents: Sequence[Sequence[int]], precision: Precision | None = None) -> Cost:
         """What a precision (default the engine's) costs on documents (ids), beside float32."""
         for index, ids in enumerate(documents):
@@ -250,6 +273,11 @@ class Engine:
 
     def _decoder(self, precision: Precision) -> AnyDecoder:
         if precision not in self._decoders:
+            if self.released:
+                raise Refused(
+                    f"the model is held in {self.precision} only, its float32 weights were given back: load it in "
+                    f"float32 to score in {precision}"
+                )
             self._decoders[precision] = decoder_for(self.model, precision, self.compile)
         return self._decoders[precision]
 

@@ -34,6 +34,9 @@ NO_TABLE, NOTHING = np.empty((0, 0), np.float32), np.empty((0, 0, 0), np.float32
 class ModuleDecoder:
     """Reads a Transformer's weights once; call `refresh` when they have changed. Raises Refused for glm-2d."""
 
+    kept = torch.float32
+    """Type of the keys and values that the scheduler's cache holds for it."""
+
     def __init__(self, model: Transformer, precision: Precision = "float32") -> None:
         if model.config.position == "glm-2d":
             raise Refused(

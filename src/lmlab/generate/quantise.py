@@ -23,33 +23,55 @@ GROUPS = (64, 32)
 Bits = Literal["int8", "int4"]
 
 
+def group_size(inputs: int) -> int:
+    """Inputs that share a scale in int4; 0 where their number cannot be grouped."""
+    return next((group for group in GROUPS if inputs % group == 0), 0)
+
+
+def round_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes (out, in) int8, scales (out,)) of a matrix: weight = code x scale, to half a step."""
+    scale_O1 = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+    return (weight / scale_O1).round().to(torch.int8), scale_O1[:, 0]
+
+
+def round_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes (out, in) 0 to 15, scales and lowest numbers (out, in / group)): weight = code x scale + lowest."""
+    outputs, inputs = weight.shape
+    grouped = weight.view(outputs, -1, group)
+    low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+    scale = ((high - low) / 15).clamp_min(1e-12)
+    codes = ((grouped - low) / scale).round().clamp(0, 15).view(outputs, inputs)
+    return codes, scale[..., 0], low[..., 0]
+
+
 class Quantised:
-    """A matrix (out, in) in few bits. Calling it multiplies rows (N, in) -> (N, out), bfloat16 in and out."""
+    """A matrix (out, in) in few bits, where simd.py has no kernel. Calling it multiplies rows (N, in) -> (N, out),
+    bfloat16 in and out."""
 
     def __init__(self, weight: Tensor, bits: Bits) -> None:
         outputs, inputs = weight.shape
         weight = weight.detach().float()
-        self.group = next((g for g in GROUPS if inputs % g == 0), 0) if bits == "int4" else 0
+        self.group = group_size(inputs) if bits == "int4" else 0
         self.shape = (outputs, inputs)
         # torch's kernels read whole vectors: other shapes crash or are refused (torch 2.13).
         self.has_kernel = weight.device.type == "cpu" and inputs % 64 == 0 and outputs % 32 == 0
         if not self.group:
-            scale_O1 = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
-            self.codes = (weight / scale_O1).round().to(torch.int8)
-            self.scales = scale_O1[:, 0].bfloat16()
+            self.codes, scales = round_int8(weight)
+            self.scales = scales.bfloat16()
             return
-        grouped = weight.view(outputs, -1, self.group)
-        low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
-        scale = ((high - low) / 15).clamp_min(1e-12)
-        codes = ((grouped - low) / scale).round().clamp(0, 15).view(outputs, inputs)
+        codes, scale, low = round_int4(weight, self.group)
         # The kernel's convention: weight = (code - 8) scale + zero.
-        pairs = torch.stack((scale[..., 0].T, (low + 8 * scale)[..., 0].T), -1)
-        self.scales = pairs.contiguous().bfloat16()
+        self.scales = torch.stack((scale.T, (low + 8 * scale).T), -1).contiguous().bfloat16()
         if self.has_kernel:
             self.codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
         else:
             pairs_of_codes = codes.to(torch.uint8).view(outputs, -1, 2)
             self.codes = pairs_of_codes[..., 0] | (pairs_of_codes[..., 1] << 4)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of codes and scales."""
+        return sum(each.numel() * each.element_size() for each in (self.codes, self.scales))
 
     def weight(self) -> Tensor:
         """The matrix that the codes stand for, (out, in), bfloat16."""

@@ -18,7 +18,7 @@ from lmlab.address import Address
 from lmlab.errors import Refused
 from lmlab.generate.answers import Piece, Reply
 from lmlab.generate.client import Client, Patience, Wait
-from lmlab.generate.sampling import Sampling
+from lmlab.generate.sampling import Sampling, one_each, stops_of
 from lmlab.generate.score import Scored
 from lmlab.progress import say
 from lmlab.text.tokenizer import Tokenizer
@@ -90,16 +90,9 @@ class RemoteModel:
         **more: Any,
     ) -> Any:
         """As `handle.Model.generate`. The server takes an empty prompt as it will."""
-        known = {field.name for field in fields(Sampling)} - {"stop"}
-        for name in more:
-            if name not in known:
-                raise Refused(f"generate: '{name}' is no setting of sampling")
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = [seed] * len(texts) if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(texts):
-            raise Refused(f"generate: {len(texts)} prompts and {len(seeds)} seeds; expected one seed or one each")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        settings = [Sampling(max_new_tokens, temperature, top_k, top_p, each, stop=stops, **more) for each in seeds]
+        more |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        settings = one_each(len(texts), seed, stop, **more)
         answers = [reply.text for reply in self.complete(texts, settings)]
         return answers[0] if isinstance(prompts, str) else answers
 
@@ -128,8 +121,7 @@ class RemoteModel:
         stop: Sequence[str] = (),
     ) -> str:
         """As `handle.Model.chat`."""
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        settings = Sampling(max_new_tokens, temperature, top_k, top_p, seed, stop=stops)
+        settings = Sampling(max_new_tokens, temperature, top_k, top_p, seed, stop=stops_of(stop))
         return self.converse([messages], [settings])[0].text
 
     def chat_stream(
@@ -145,8 +137,7 @@ class RemoteModel:
     ) -> Iterator[Piece]:
         """The same as it comes. Pieces have no token (-1, NaN): a server may put several into one. Closing the iterator
         closes the connection, at which servers stop their work."""
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        settings = Sampling(max_new_tokens, temperature, top_k, top_p, seed, stop=stops)
+        settings = Sampling(max_new_tokens, temperature, top_k, top_p, seed, stop=stops_of(stop))
         body = {
             "messages": [dict(message) for message in messages],
             **self._body(settings),

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lmlab.errors import Refused
+from lmlab.errors import Refused, nearest
 
 CANDIDATES = 256
 """Tokens that a truncated row looks at before it sorts the whole vocabulary (256 of 4,096 cost a fifth of a full
@@ -113,6 +113,24 @@ class Sampling:
     def penalised(self) -> bool:
         """Whether what was said before changes the logits."""
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+
+
+def stops_of(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """One stop string or several."""
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def one_each(prompts: int, seed: int | Sequence[int], stop: str | Sequence[str], **settings: Any) -> list[Sampling]:
+    """The sampling of each of so many prompts: one seed for all, or one each. Raises Refused for a setting that there is
+    not, and for other numbers of seeds."""
+    known = {field.name for field in fields(Sampling)} - {"seed", "stop"}
+    for name in settings:
+        if name not in known:
+            raise Refused(f"generate: '{name}' is no setting of sampling{nearest(name, known)}")
+    seeds = [seed] * prompts if isinstance(seed, int) else list(seed)
+    if len(seeds) != prompts:
+        raise Refused(f"generate: {prompts} prompts and {len(seeds)} seeds; expected one seed or one each")
+    return [Sampling(seed=each, stop=stops_of(stop), **settings) for each in seeds]
 
 
 def penalise(logits_V: Tensor, sampling: Sampling, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:

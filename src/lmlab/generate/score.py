@@ -8,6 +8,7 @@ Logits are made at the positions that predict a continuation's token, nowhere el
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections import Counter
@@ -28,8 +29,8 @@ PASS_TOKENS = 2048
 CONTINUATION_TOKENS = 1024
 """Continuation tokens behind one copy of their context: attention within a sequence costs the square of its length."""
 
-LOGIT_ROWS = 512
-"""Positions whose logits are held at once: 8 MB at a vocabulary of 4,096."""
+LOGIT_BYTES = 16 << 20
+"""Logits that are held at once: 128 positions at a vocabulary of 32,000."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,26 @@ def score_documents(
     least window - stride tokens before it wherever its document does.
     """
     totals = [0.0] * len(documents)
-    for owner, logprob in _document_tokens(decoder, documents, window, stride, start_id):
+    for owner, _, logprob in _document_tokens(decoder, documents, window, stride, start_id):
         totals[owner] -= logprob
     for owner, total in enumerate(totals):
         if math.isnan(total):
             raise Failed(f"document {owner}: its logits are not numbers (NaN or infinite)")
     return totals
+
+
+@torch.inference_mode()
+def score_tokens(
+    decoder: AnyDecoder, documents: Sequence[Sequence[int]], window: int, stride: int, start_id: int | None
+) -> list[list[float]]:
+    """-log P of every token of each document in nats, in their order, over the windows of `score_documents`."""
+    found = [[math.nan] * len(ids) for ids in documents]
+    for owner, place, logprob in _document_tokens(decoder, documents, window, stride, start_id):
+        found[owner][place] = -logprob
+    for owner, nats in enumerate(found):
+        if any(map(math.isnan, nats)):
+            raise Failed(f"document {owner}: its logits are not numbers (NaN or infinite)")
+    return found
 
 
 @dataclass(frozen=True)
@@ -138,15 +153,15 @@ def cost(
     if not pairs:
         raise Refused("precision_cost: the documents have no tokens")
     n = len(pairs)
-    nats, rough_nats = (-math.fsum(pair[which][1] for pair in pairs) for which in (0, 1))
+    nats, rough_nats = (-math.fsum(pair[which][2] for pair in pairs) for which in (0, 1))
     bits = [None if not size else each / math.log(2) / size for each in (rough_nats, nats)]
-    return Cost(n, rough_nats / n, nats / n, math.fsum(abs(a[1] - b[1]) for a, b in pairs) / n, *bits)
+    return Cost(n, rough_nats / n, nats / n, math.fsum(abs(a[2] - b[2]) for a, b in pairs) / n, *bits)
 
 
 def _document_tokens(
     decoder: AnyDecoder, documents: Sequence[Sequence[int]], window: int, stride: int, start_id: int | None
-) -> Iterator[tuple[int, float]]:
-    """(document, log-probability) of every token, in an order that the lengths alone decide."""
+) -> Iterator[tuple[int, int, float]]:
+    """(document, place in it, log-probability) of every token, in an order that the lengths alone decide."""
     context = decoder.config.context_length
     if not 1 <= stride <= window <= context:
         raise Refused(
@@ -156,19 +171,22 @@ def _document_tokens(
         raise Refused("score_documents: an encoder-decoder predicts a text given a source; use score with pairs")
     if start_id is None:
         raise Refused("score_documents: the engine knows no end-of-document token to condition the first token on")
+    starts = list(itertools.accumulate((len(ids) for ids in documents), initial=0))
     windows = (
-        each for owner, ids in enumerate(documents) for each in _windows(owner, [start_id, *ids], window, stride)
+        each for first, ids in zip(starts, documents) for each in _windows(first, [start_id, *ids], window, stride)
     )
-    for owner, logprob, _ in _predictions(decoder, windows):
-        yield owner, logprob
+    for number, logprob, _ in _predictions(decoder, windows):
+        owner = bisect.bisect_right(starts, number) - 1
+        yield owner, number - starts[owner], logprob
 
 
-def _windows(owner: int, ids: list[int], window: int, stride: int) -> Iterator[_Sequence]:
+def _windows(first: int, ids: list[int], window: int, stride: int) -> Iterator[_Sequence]:
+    """A document's windows; what owns a token is its number, counted from `first` over all documents."""
     done, last = 0, len(ids) - 1
     while done < last:
         end = min(last, window if done == 0 else done + stride)
         begin = max(0, end - window)
-        wanted = [(owner, place - 1 - begin, ids[place]) for place in range(done + 1, end + 1)]
+        wanted = [(first + place - 1, place - 1 - begin, ids[place]) for place in range(done + 1, end + 1)]
         yield _Sequence(ids[begin:end], list(range(end - begin)), wanted, [])
         done = end
 
@@ -299,13 +317,14 @@ def _pass(
             places.append(start + place - begin)
             targets.append(token)
         start += len(each.tokens) - begin
-    for at in range(0, len(places), LOGIT_ROWS):
-        rows = torch.tensor(places[at : at + LOGIT_ROWS], device=decoder.device)
-        target_N = torch.tensor(targets[at : at + LOGIT_ROWS], device=decoder.device)
+    many = max(8, LOGIT_BYTES // (4 * decoder.config.vocab_size) // 8 * 8)
+    for at in range(0, len(places), many):
+        rows = torch.tensor(places[at : at + many], device=decoder.device)
+        target_N = torch.tensor(targets[at : at + many], device=decoder.device)
         logits_NV = decoder.logits(hidden_ND[rows])
         logprobs = logits_NV.gather(1, target_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
         is_top = logits_NV.argmax(-1) == target_N
-        yield from zip(owners[at : at + LOGIT_ROWS], logprobs.tolist(), is_top.tolist())
+        yield from zip(owners[at : at + many], logprobs.tolist(), is_top.tolist())
 
 
 def _passes(sequences: Sequence[_Sequence], begin: int) -> Iterator[list[_Sequence]]:

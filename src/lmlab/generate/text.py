@@ -34,8 +34,8 @@ class TextStream:
         # The tokens before are decoded along, because some tokenizers write a piece otherwise at the start of a text.
         before = self.tokenizer.decode(self._ids[: self._read])
         now = self.tokenizer.decode(self._ids)
-        if now.endswith("\ufffd"):
-            return ""
+        if now.endswith("\ufffd") or len(now) == len(before):
+            return ""  # a token that writes nothing is no context: what follows would look like the start of a text
         self._ids, self._read = self._ids[self._read :], len(self._ids) - self._read
         return self._release(now[len(before) :])
 

@@ -8,11 +8,12 @@ What is changed, and why the result is the same up to rounding:
   side by side and are complex numbers, so that the rotation is one multiplication. q and k are permuted alike, so q
   k^T stays.
 
-On a processor (CPU) the matrices are packed for oneDNN once. That is for exactness first: its products of float32
-rows come out the same to the last bit whatever number of rows is multiplied at once, which torch's default library
-(MKL) does not give below four rows. Measured on an AMD Zen 5 with oneDNN held to AVX2 and to AVX-512: 1 to 255 rows,
-inputs of 96 to 3,072, outputs of 32 to 4,099. The one exception was a single row of more than 1,024 inputs, which is
-therefore multiplied twice at once (it costs as much: the time goes into reading the matrix). A test watches it.
+On a processor (CPU) with AVX-512 the matrices are packed for products.py's own kernel; on others for oneDNN. That is for
+exactness first: their products of float32 rows come out the same to the last bit whatever number of rows is multiplied
+at once, which torch's default library (MKL) does not give below four rows. Of our kernel that is so by construction. Of
+oneDNN it was measured on an AMD Zen 5 with oneDNN held to AVX2 and to AVX-512: 1 to 255 rows, inputs of 96 to 3,072,
+outputs of 32 to 4,099. The one exception was a single row of more than 1,024 inputs, which is therefore multiplied twice
+at once (it costs as much: the time goes into reading the matrix). A test watches it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.generate.kernels import unit_rows
+from lmlab.generate.products import Panels, kind_of
 from lmlab.generate.quantise import Quantised
 from lmlab.model.feed_forward import FeedForward
 from lmlab.model.norm import RMSNorm
@@ -39,9 +41,13 @@ LONGEST_ALONE = 1024
 
 
 class Linear:
-    """x W^T + b (+ a residual) of rows (N, in) -> (N, out), float32 in and out."""
+    """x W^T + b (+ a residual, which may be changed) of rows (N, in) -> (N, out), float32 in and out."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision) -> None:
+        kind = kind_of(precision, weight.shape[1]) if weight.device.type == "cpu" else None
+        self.panels = None if kind is None else Panels(weight, bias, kind)
+        if self.panels is not None:
+            return
         self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self.bias = None if bias is None else bias.to(self.dtype)
         self.narrow = precision != "float32"
@@ -56,6 +62,8 @@ class Linear:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.panels is not None:
+            return self.panels(x, residual)
         if self.narrow:
             x = x.to(self.dtype)
         alone = self.doubled and self.packed and len(x) == 1
@@ -64,6 +72,15 @@ class Linear:
             out = out.float()
         # oneDNN can add the residual itself, but takes longer so (3 to 5 us a call at 1 to 8 rows, measured).
         return out if residual is None else out.add_(residual)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the matrix, which a product reads once."""
+        if self.panels is not None:
+            return self.panels.bytes
+        if self.quantised is not None:
+            return self.quantised.bytes
+        return self.weight.numel() * self.weight.element_size()
 
     def _product(self, x: Tensor) -> Tensor:
         if self.quantised is not None:
@@ -106,6 +123,14 @@ class Norm:
         out_ND = torch.empty_like(x_ND)
         unit_rows(x_ND.numpy(), self.eps32, out_ND.numpy())
         return out_ND
+
+    @property
+    def arrays(self) -> tuple[bool, np.float32, np.ndarray, np.ndarray]:
+        """(whether it is an RMSNorm, eps, weight, bias or empty) for compiled functions."""
+        weight, bias = (
+            np.empty(0, np.float32) if each is None else each.float().cpu().numpy() for each in (self.weight, self.bias)
+        )
+        return self.is_rms, np.float32(self.eps), weight, bias
 
     def fold(self, weight: Tensor) -> Tensor:
         """The matrix (out, in) after this norm, with the gain in its columns."""

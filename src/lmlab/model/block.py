@@ -108,6 +108,11 @@ class Stack(nn.Module):
             self.relative_bias = nn.Embedding(config.relative_buckets, sizes.heads)
         self.blocks = nn.ModuleList(Block(config, layer, encoder) for layer in range(sizes.layers))
         self.final_norm = norm_of(config) if config.has_final_norm else None
+        self.make_tables()
+
+    def make_tables(self) -> None:
+        """The fixed tables of positions, which no file holds: computed here, whatever device the parameters are on."""
+        config, sizes = self.config, self.config.sizes(self.is_encoder)
         if config.position == "rope":
             cos, sin = rotary_table(config.context_length, config.rotary_dim, config.rope_theta, config.rope_scaling)
             self.register_buffer("cos", cos, persistent=False)

@@ -21,7 +21,7 @@ from lmlab.model.hub.family import Weights
 from lmlab.model.hub.files import LIMIT, names_of, read_weights, write_weights
 from lmlab.model.hub.names import empty_state
 from lmlab.model.presets import preset
-from lmlab.model.transformer import Transformer
+from lmlab.model.transformer import Transformer, with_weights
 from lmlab.progress import say
 from lmlab.run import write_json
 
@@ -204,9 +204,12 @@ def load_with_extra(folder: Path) -> tuple[Transformer, dict[str, Tensor]]:
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise Refused(f"{folder}: {name} is {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
-    model = Transformer(config)
-    model.load_state_dict({name: tensor.to(torch.float32) for name, tensor in state.items()}, strict=False)
-    return model.eval(), {name: weights[name] for name in left}
+    extra = {name: weights[name] for name in left}
+    del weights
+    whole = {name: state.pop(name).to(torch.float32).contiguous() for name in list(state)}
+    for name in expected.keys() - whole.keys():  # a language model's head, where the file has a score's instead
+        whole[name] = torch.zeros(expected[name].shape)
+    return with_weights(config, whole).eval(), extra
 
 
 def _as_in_file(missing: list[str], expected: Weights, config: ModelConfig, family: Family | None) -> list[str]:

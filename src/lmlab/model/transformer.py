@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from lmlab.model.config import ModelConfig
 from lmlab.model.kernels import Kernel, Resolved
 from lmlab.model.moe import Routing
 from lmlab.model.seeing import PADDING, Sight
+from lmlab.model.wide import wide
 
 __all__ = ["Block", "Output", "Transformer", "prefix_decoder"]
 
@@ -34,15 +36,18 @@ class Output:
     head_bias_V: Tensor | None = None
     logit_softcap: float | None = None
     penalty: Tensor | None = None
+    vocabulary: Any = None
+    """Where `head_VD` holds some rows of the vocabulary, which ones (`objective.cross_entropy.Vocabulary`)."""
 
     @property
     def head(self) -> dict[str, Any]:
         """Bias and softcap as keywords of `linear_cross_entropy` and `token_logprobs`."""
-        return {"bias_V": self.head_bias_V, "softcap": self.logit_softcap}
+        found = {"bias_V": self.head_bias_V, "softcap": self.logit_softcap}
+        return found if self.vocabulary is None else {**found, "vocabulary": self.vocabulary}
 
     def logits(self, hidden: Tensor | None = None) -> Tensor:
         """Logits in float32 of all positions, or of the given hidden states (..., D) -> (..., V)."""
-        logits = F.linear(self.hidden_BTD if hidden is None else hidden, self.head_VD, self.head_bias_V).float()
+        logits = wide(F.linear(self.hidden_BTD if hidden is None else hidden, self.head_VD, self.head_bias_V))
         cap = self.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -237,6 +242,17 @@ def _with_padding(
     return positions, torch.where(real, segments, PADDING), real.flatten()
 
 
+def with_weights(config: ModelConfig, state: Mapping[str, Tensor]) -> Transformer:
+    """A Transformer whose parameters are the tensors of `state` themselves, not copies: at no time are there two of them."""
+    with torch.device("meta"):
+        made = Transformer(config)
+    for stack in (made, made.encoder):
+        if stack is not None:
+            stack.make_tables()
+    made.load_state_dict(state, assign=True)
+    return made
+
+
 def prefix_decoder(model: Transformer) -> Transformer:
     """A causal decoder's weights, shared, in a prefix decoder: with no prefix they compute the same (U-PaLM, 2210.11399).
 
@@ -245,13 +261,7 @@ def prefix_decoder(model: Transformer) -> Transformer:
     if model.config.architecture != "causal-decoder":
         raise ValueError(f"a prefix decoder is made of a causal-decoder; this is a {model.config.architecture}")
     data = model.config.model_dump() | {"architecture": "prefix-decoder"}
-    with torch.device("meta"):
-        made = Transformer(ModelConfig.model_validate(data))
-    made.load_state_dict(model.state_dict(), assign=True)
-    for (name, buffer), (_, other) in zip(model.named_buffers(), made.named_buffers(), strict=True):
-        assert buffer.shape == other.shape
-        owner, _, last = name.rpartition(".")
-        made.get_submodule(owner).register_buffer(last, buffer, persistent=False)
+    made = with_weights(ModelConfig.model_validate(data), model.state_dict()).to(model.embedding.weight.device)
     for (_, parameter), (_, source) in zip(made.named_parameters(), model.named_parameters(), strict=True):
         parameter.requires_grad_(source.requires_grad)
     made.kernel = model.kernel

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import __version__
+from lmlab.arms import RESERVED
 from lmlab.config import read
 from lmlab.errors import Refused
 from lmlab.progress import read_jsonl
@@ -41,7 +42,6 @@ OWN = (
     "curves",
 )
 """Keys of a stage's entry that results.json cannot overwrite."""
-RESERVED = ("grid", "seeds", "description")
 
 
 def collect(run_dir: Path) -> dict[str, Any]:

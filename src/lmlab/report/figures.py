@@ -174,12 +174,45 @@ def _other(name: str, task: Task, scored: Mapping[str, Mapping[str, Any]], repor
     return dots(f"{name}-{task.name}", title, rows, percent=is_percent((task.name,)), references=lines)
 
 
-def grid_figures(arms: Mapping[str, Mapping[str, Any]], paths: Iterable[str]) -> list[str]:
-    """One plot a headline number: arms as rows, the mean over seeds with its interval."""
+def grid_figures(arms: Mapping[str, Mapping[str, Any]], paths: Iterable[str], first: str | None) -> list[str]:
+    """The headline numbers, the main one first: arms as rows, the mean over seeds with its interval; of the main one also
+    the difference from the first arm; and bits per byte by length, where the arms were read in longer windows."""
     made = []
     for index, path in enumerate(paths):
-        rows = [(arm, {"mean over seeds": it}) for arm, a in arms.items() if (it := score(at(a, "scores", path)))]
         parts = path.split(".")
-        title = f"{parts[0]}: {label_of('.'.join(parts[1:]))}"
-        made.append(dots(f"arms-{index}", title, rows, percent=is_percent(parts)))
+        title, percent = f"{parts[0]}: {label_of('.'.join(parts[1:]).removesuffix('.after'))}", is_percent(parts)
+        made.append(dots(f"arms-{index}", title, _by_arm(arms, "scores", path, "mean over seeds"), percent=percent))
+        if index == 0 and first is not None and len(arms) > 1:
+            rows = _by_arm(arms, "difference", path, "paired by seed")
+            made.append(dots("arms-less", f"Less {first}", rows, percent=percent, references={first: 0.0}))
+            made += _lengths(arms)
     return [each for each in made if each]
+
+
+def _by_arm(
+    arms: Mapping[str, Mapping[str, Any]], part: str, path: str, label: str
+) -> list[tuple[str, Mapping[str, Score]]]:
+    return [(arm, {label: it}) for arm, found in arms.items() if (it := score(found[part].get(path)))]
+
+
+def _lengths(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Bits per byte over the window's length, and over the place in the longest window; one curve an arm."""
+    made = []
+    for key, title, note in (
+        ("by_length", "The same text in longer windows", "tokens of a window, logarithmic"),
+        ("by_position", "Places in the longest window", "last place of a stretch of the window, logarithmic"),
+    ):
+        lines = []
+        for arm, found in arms.items():
+            points = []
+            for path, given in found["scores"].items():
+                if path.rpartition(".")[0].endswith(f".{key}") and (it := score(given)):
+                    # "64" is a length, "64-127" a stretch of places
+                    end = int(path.rpartition(".")[2].rpartition("-")[2]) + (key == "by_position")
+                    points.append((end, it.value, at(given, "spread") or 0.0))
+            steps, values, spreads = zip(*sorted(points)) if points else ((), (), ())
+            low, high = ([v + sign * s for v, s in zip(values, spreads)] for sign in (-1, 1))
+            lines.append(Line(arm, steps, values, low, high))
+        ticks = sorted({step for line in lines for step in line.step})
+        made.append(curve(f"arms-{key}", title, lines, unit="bits a byte", note=note, ticks=ticks))
+    return made

@@ -6,22 +6,24 @@ Differences are paired by seed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmlab import __version__
 from lmlab.errors import Refused
 from lmlab.measure import Score
-from lmlab.report.collect import clean, collect
-from lmlab.report.scores import find, over_seeds, spread
+from lmlab.report.collect import clean, collect, load
+from lmlab.report.scores import at, find, over_seeds, spread
+from lmlab.report.words import HEADLINES
 
 LEFT_OUT = ("curves", "samples", "machine", "settings", "plan")
 """What a run inside a grid's report leaves to its own report: it would be said once a seed."""
 
 
 def runs_of(run_dir: Path) -> dict[str, dict[int, Path]]:
-    """The runs of a grid: arm -> seed -> folder, arms by name and seeds in order; {} where this is no grid."""
+    """The runs of a grid: arm -> seed -> folder, arms in the recipe's order (without one by name) and seeds in order; {}
+    where this is no grid."""
     found: dict[str, dict[int, Path]] = {}
     if not run_dir.is_dir():
         return found
@@ -29,17 +31,24 @@ def runs_of(run_dir: Path) -> dict[str, dict[int, Path]]:
         match = re.fullmatch(r"seed-(\d+)", folder.name)
         if match and folder.is_dir() and any(folder.iterdir()):
             found.setdefault(folder.parent.name, {})[int(match[1])] = folder
-    return {arm: dict(sorted(seeds.items())) for arm, seeds in found.items()}
+    order = {arm: place for place, arm in enumerate(_arms_file(run_dir).get("arms") or ())}
+    listed = sorted(found.items(), key=lambda entry: order.get(entry[0], len(order)))
+    return {arm: dict(sorted(seeds.items())) for arm, seeds in listed}
+
+
+def _arms_file(run_dir: Path) -> dict[str, Any]:
+    return load(run_dir / "arms.json", [])
 
 
 def collect_grid(run_dir: Path) -> dict[str, Any]:
     """The report of a grid.
 
-    {run, lmlab, machine, seconds, missing, notes,
-     arms: {ARM: {seeds, scores: {PATH: {value, low, high, n, spread}}, difference: {PATH: score}, claims, runs}}}
+    {run, lmlab, machine, seconds, missing, notes, main, first, failed: {ARM/seed-N: reason},
+     arms: {ARM: {seeds, scores: {PATH: {value, low, high, n, spread, values}}, difference: {PATH: score}, claims, runs}}}
 
-    A score's path is `STAGE.key.key`. Over seeds: `value` is the mean, `spread` the standard deviation, the interval
-    Student's t over seeds, `n` the number of seeds. `difference` is against the first arm, paired by seed.
+    A score's path is `STAGE.key.key`; `main` is the path that the arms are compared by. Over seeds: `value` is the mean,
+    `spread` the standard deviation, the interval Student's t over seeds, `n` the number of seeds, `values` each seed's.
+    `difference` is against the arm `first`, paired by seed.
     """
     grid = runs_of(run_dir)
     if not grid:
@@ -57,6 +66,8 @@ def collect_grid(run_dir: Path) -> dict[str, Any]:
             reports.setdefault(arm, {})[seed] = report
             missing += [f"{place}/{name}" for name in report["missing"]]
             notes += [f"{place}: {note}" for note in report["notes"]]
+    failed = _arms_file(run_dir).get("failed") or {}
+    notes += [f"{place}: failed: {why}" for place, why in failed.items() if not any(n.startswith(place) for n in notes)]
     numbers = {arm: {s: _numbers(r) for s, r in seeds.items()} for arm, seeds in reports.items()}
     first = next(iter(numbers), None)
     arms = {}
@@ -77,9 +88,50 @@ def collect_grid(run_dir: Path) -> dict[str, Any]:
             "seconds": round(sum(r["seconds"] for r in everything), 3),
             "missing": missing,
             "notes": notes,
+            "main": _main(arms, _compare_as_trained(everything)),
+            "first": first,
+            "failed": failed,
             "arms": arms,
         }
     )
+
+
+def headline_paths(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The paths of the headline numbers that any arm has, `after` of those with a before and after."""
+    wanted = [".".join(path) for _, path in HEADLINES if path[-1] not in ("xz", "xz_primed", "ngram")]
+    ends = {suffix for path in wanted for suffix in (path, f"{path}.after")}
+    return [path for path in all_paths(arms) if path.partition(".")[2] in ends]
+
+
+def all_paths(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The paths of every score of any arm, in the order written."""
+    return list(dict.fromkeys(path for arm in arms.values() for path in arm["scores"]))
+
+
+def varies(arms: Mapping[str, Mapping[str, Any]], path: str) -> bool:
+    """Whether a score is not the same in all runs."""
+    return len({value for arm in arms.values() for value in at(arm, "scores", path, "values") or ()}) > 1
+
+
+def _main(arms: Mapping[str, Mapping[str, Any]], as_trained: bool) -> str | None:
+    """The headline number that most arms have, of those that are not the same in all runs."""
+    if as_trained:
+        found = [path for path in all_paths(arms) if path.endswith("bits_per_byte.continuation")]
+        if found:
+            return found[-1]
+    paths = headline_paths(arms)
+    return max(
+        [path for path in paths if varies(arms, path)] or paths,
+        key=lambda path: sum(path in arm["scores"] for arm in arms.values()),
+        default=None,
+    )
+
+
+def _compare_as_trained(reports: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether architectures or objectives differ, so that bits per byte compare in the format of each alone."""
+    stages = [stage for report in reports for stage in report["stages"].values() if stage["kind"] == "pretrain"]
+    asked = {(at(s, "settings", "objective", "name"), at(s, "settings", "model", "architecture")) for s in stages}
+    return len(asked) > 1
 
 
 def _numbers(report: Mapping[str, Any]) -> dict[str, float]:
@@ -96,7 +148,7 @@ def _over(seeds: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str, Any]]
     found = {}
     for path in paths:
         values = [numbers[path] for numbers in seeds.values() if path in numbers]
-        found[path] = {**over_seeds(values).to_json(), "spread": spread(values)}
+        found[path] = {**over_seeds(values).to_json(), "spread": spread(values), "values": values}
     return found
 
 

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lmlab.measure import Score
 from lmlab.report import views
 from lmlab.report.figures import figures, grid_figures, more
-from lmlab.report.scores import at, duration, interval, is_percent, score, value_of
+from lmlab.report.grid import all_paths, headline_paths, varies
+from lmlab.report.scores import above, at, duration, interval, is_percent, plain, score, value_of
 from lmlab.report.views import Cell, Table
-from lmlab.report.words import HEADLINES, TEACH, label_of, story
+from lmlab.report.words import TEACH, label_of, story
 
 VERDICTS = {True: ("held", "holds"), False: ("failed", "does not hold"), None: ("open", "undecided")}
 OPEN_ROWS = 30
@@ -41,18 +43,19 @@ def page(report: Mapping[str, Any]) -> str:
 
 def grid_page(report: Mapping[str, Any]) -> str:
     """The page of a grid's report (`lmlab.report.grid.collect_grid`)."""
-    arms = report["arms"]
-    paths = _headline_paths(arms)
-    first = next(iter(arms), None)
+    arms, first, main = report["arms"], report["first"], report["main"]
+    paths = [*([main] if main else []), *(p for p in headline_paths(arms) if p != main and varies(arms, p))]
+    rest = paths[1:]
     others = {name: arm for name, arm in arms.items() if name != first}
     return render(
         "grid.html.jinja",
         report=report,
         first=first,
-        arms=_arm_table("Mean over seeds", arms, "scores", paths),
-        differences=_arm_table(f"Difference from {first}", others, "difference", paths) if others else None,
-        everything=_every_score(arms, [p for p in _all_paths(arms) if p not in paths]),
-        figures=drawn(grid_figures, arms, paths),
+        main=_main_table(arms, main, first) if main else None,
+        arms=_arm_table("Other headline numbers, mean over seeds", arms, "scores", rest),
+        differences=_arm_table(f"Their difference from {first}", others, "difference", rest) if others else None,
+        everything=_every_score(arms, [p for p in all_paths(arms) if p not in paths]),
+        figures=drawn(grid_figures, arms, paths, first),
         claims=_grid_claims(arms),
         seeds={name: arm["seeds"] for name, arm in arms.items()},
         machine=_machine(report["machine"]),
@@ -154,16 +157,22 @@ def _machine(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _all_paths(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(path for arm in arms.values() for path in arm["scores"]))
+def _main_table(arms: Mapping[str, Mapping[str, Any]], main: str, first: str | None) -> Table:
+    """What the arms are compared by: arms as rows, with each seed's value and what the difference from the first says."""
+    percent = is_percent(main.split("."))
+    rows = []
+    for name, arm in arms.items():
+        each = ", ".join(plain(value, percent) for value in at(arm, "scores", main, "values") or ())
+        difference = score(arm["difference"].get(main))
+        cells = [_arm_cell(arm["scores"].get(main), main), views.change(difference, percent), _said(difference)]
+        rows.append((name, [*cells, Cell(each)] if name != first else [cells[0], Cell(), Cell(), Cell(each)]))
+    return Table(_column(main), ["mean over seeds", f"difference from {first}", "", "each seed"], rows)
 
 
-def _headline_paths(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The paths of the headline numbers that any arm has, `after` of those with a before and after."""
-    wanted = [".".join(path) for _, path in HEADLINES if path[-1] not in ("xz", "xz_primed", "ngram")]
-    found = _all_paths(arms)
-    ends = {suffix: None for path in wanted for suffix in (path, f"{path}.after")}
-    return [p for p in found if p.partition(".")[2] in ends]
+def _said(difference: Score | None) -> Cell:
+    """What an interval says: on which side of 0 it lies."""
+    higher = None if difference is None or difference.n < 2 else above(difference, 0.0)
+    return Cell("undecided" if higher is None else "higher" if higher else "lower") if difference else Cell()
 
 
 def _arm_table(title: str, arms: Mapping[str, Mapping[str, Any]], part: str, paths: list[str]) -> Table | None:
@@ -202,8 +211,10 @@ def _every_score(arms: Mapping[str, Mapping[str, Any]], paths: list[str]) -> Tab
 
 
 def _grid_claims(arms: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Each claim by arm: in how many seeds it held, did not, or stayed open."""
-    keys = dict.fromkeys((c["stage"], c["claim"]) for arm in arms.values() for c in arm["claims"])
+    """Each claim by arm: in how many seeds it held, did not, or stayed open. One that no run decided is left out."""
+    keys = dict.fromkeys(
+        (c["stage"], c["claim"]) for arm in arms.values() for c in arm["claims"] if c["held"] or c["failed"]
+    )
     rows = []
     for stage, claim in keys:
         cells = []

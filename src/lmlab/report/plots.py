@@ -25,6 +25,8 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"} |
 }
 MARKERS = ("o", "s", "D", "^", "v", "P")
 """One shape a series, so that colour is never the only difference."""
+MANY = 4
+"""A legend of more names than this stands below the plot."""
 LONGEST = 34
 """Characters of a label: a third of a plot's width at its size of type."""
 
@@ -84,8 +86,12 @@ def curve(
     unit: str = "",
     references: Mapping[str, float] | None = None,
     note: str = "",
+    ticks: Sequence[float] = (),
 ) -> str:
-    """Curves over steps, with dashed reference lines. Returns the SVG element; "" where there is nothing to draw."""
+    """Curves over steps, with dashed reference lines. Returns the SVG element; "" where there is nothing to draw.
+
+    With `ticks` the horizontal axis is logarithmic, marked at these places, and so is each point of a curve.
+    """
     drawn = [line for line in lines if line.step]
     if not drawn:
         return ""
@@ -94,18 +100,35 @@ def curve(
     with _styled():
         figure = Figure(figsize=(5.0, 2.75))
         axes = figure.add_subplot()
-        for colour, line in zip(SERIES, drawn):
+        for index, line in enumerate(lines):  # a curve that is absent keeps its colour for its other plots
+            if not line.step:
+                continue
+            colour, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
             if line.low and line.high:
                 axes.fill_between(line.step, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
-            single = len(line.step) == 1
-            axes.plot(line.step, line.value, color=colour, label=_label(line.label), marker="o" if single else "")
+            marked = marker if ticks or len(line.step) == 1 else ""
+            style = "-" if index < len(SERIES) else "--"
+            axes.plot(
+                line.step,
+                line.value,
+                color=colour,
+                label=_label(line.label),
+                marker=marked,
+                markersize=4.6,
+                linestyle=style,
+            )
         _zoom(axes, drawn, list((references or {}).values()))
         for (label, height), style in zip((references or {}).items(), _dashes(len(references or {}))):
             axes.axhline(height, color=MUTED, linewidth=1.1, linestyle=style, label=_label(label))
         axes.set_xlabel(note or "step")
         axes.set_title(title + (f" ({unit})" if unit else ""), loc="left", fontsize=10.5)
         _few_ticks(axes)
-        if len(drawn) + len(references or {}) > 1:
+        if ticks:
+            _logarithmic(axes, ticks)
+        names = len(drawn) + len(references or {})
+        if names > MANY:
+            figure.legend(loc="outside lower left", ncols=4, columnspacing=1.2, handletextpad=0.4)
+        elif names > 1:
             axes.legend(loc="best")
         return _svg(figure, name, title)
 
@@ -124,6 +147,7 @@ def dots(
     if not rows:
         return ""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     scale = 100.0 if percent else 1.0
     names = list(dict.fromkeys(key for _, series in rows for key in series))[: len(SERIES)]
@@ -147,6 +171,7 @@ def dots(
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(unit or ("per cent" if percent else ""))
         figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
         if percent:
@@ -219,6 +244,14 @@ def _few_ticks(axes: Any) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+
+
+def _logarithmic(axes: Any, ticks: Sequence[float]) -> None:
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _styled() -> Any:

@@ -1,4 +1,4 @@
-"""Byte-level BPE (1508.07909 over bytes, as in GPT-2): training, and any Hugging Face `tokenizer.json` directory.
+"""A tokenizer: trained by one of the algorithms of `algorithms.py`, or read from any Hugging Face `tokenizer.json`.
 
 Whether the strings of special tokens inside a text are read as those tokens is the caller's word, never the text's:
 `encode` reads them as plain text unless `specials=True`. So nobody who types `<|end|>` ends a turn.
@@ -6,74 +6,79 @@ Whether the strings of special tokens inside a text are read as those tokens is 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as Backend
 
-from lmlab.errors import Refused
+from lmlab.errors import Refused, nearest
 from lmlab.run import write_atomic, write_json
-
-DOCUMENT_END, PAD, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
-SPECIAL_TOKENS = (DOCUMENT_END, PAD, "<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
-"""The special tokens of a tokenizer trained here, in the order of their ids, from 0."""
+from lmlab.text.algorithms import (
+    DOCUMENT_END,
+    END_OF_TURN,
+    PAD,
+    SPECIAL_TOKENS,
+    UNKNOWN,
+    Algorithm,
+    Normalisation,
+    learn,
+    smallest,
+)
+from lmlab.text.fast import FastEncoder, fast_encoder
 
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
-
-# One piece of text becomes one or more tokens, never a part of a token with its neighbour: an English contraction, a
-# word with the space before it, digits, other signs with the space before them, white space (the last space of a run
-# goes with the word after it). This is GPT-2's rule (FACTS 8), with digits one by one, as LLaMA has them, if asked: a
-# digit then is the same token wherever it stands, which is what column arithmetic needs.
-_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|%s| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_DIGITS = {True: r"\p{N}", False: r" ?\p{N}+"}
 
 # Names under which public tokenizers keep the token that ends a turn, or pads, where no file says so.
 _TURN_ENDS = (END_OF_TURN, "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end_of_turn|>", "<|eot|>", "<|return|>")
 _PADS = (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<unk>", "[UNK]")
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def train(
     texts: Iterable[str],
     vocab_size: int,
     *,
+    algorithm: Algorithm = "byte-level-bpe",
+    normalisation: Normalisation = "none",
     min_frequency: int = 2,
     split_digits: bool = True,
+    byte_fallback: bool = True,
+    character_coverage: float = 0.9995,
     extra_tokens: Sequence[str] = (),
 ) -> Tokenizer:
-    """A tokenizer of at most `vocab_size` entries: the special tokens and `extra_tokens`, the 256 bytes, then merges of the
-    most frequent pair, until `vocab_size` is reached or no pair stands `min_frequency` times. The same texts give the same
-    tokenizer. Raises Refused if `vocab_size` has no room for the bytes and the special tokens.
+    """A tokenizer of at most `vocab_size` entries: the special tokens and `extra_tokens`, bytes, and what is learnt from
+    the texts, until `vocab_size` is reached or no pair stands `min_frequency` times. The same texts give the same tokenizer.
+    Raises Refused if `vocab_size` has no room for what every vocabulary of the algorithm begins with.
     """
     specials = tuple(dict.fromkeys((*SPECIAL_TOKENS, *extra_tokens)))
-    least = 256 + len(specials)
+    least = smallest(algorithm, byte_fallback, len(specials) - len(SPECIAL_TOKENS))
     if vocab_size < least:
-        raise Refused(f"vocab_size {vocab_size}: 256 bytes and {len(specials)} special tokens need {least}")
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECES % _DIGITS[split_digits]), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        rest = f"256 bytes and {len(specials)} special tokens" if least > 256 else "its special tokens"
+        raise Refused(f"vocab_size {vocab_size}: {rest} need {least}")
+    backend = learn(
+        texts if isinstance(texts, list) else list(texts),
+        vocab_size,
+        specials,
+        algorithm=algorithm,
+        normalisation=normalisation,
         min_frequency=min_frequency,
-        special_tokens=[AddedToken(token, normalized=False, special=True) for token in specials],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+        split_digits=split_digits,
+        byte_fallback=byte_fallback,
+        character_coverage=character_coverage,
     )
-    backend.train_from_iterator(texts, trainer)
+    named = {i: token.content for i, token in sorted(backend.get_added_tokens_decoder().items())}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": DOCUMENT_END,
         "pad_token": PAD,
+        **dict([("unk_token", token) for token in named.values() if token in UNKNOWN.values()]),
         "clean_up_tokenization_spaces": False,
         "added_tokens_decoder": {
             str(i): {
@@ -84,7 +89,7 @@ def train(
                 "single_word": False,
                 "special": True,
             }
-            for i, token in enumerate(specials)
+            for i, token in named.items()
         },
     }
     return Tokenizer(backend, config, CHAT_TEMPLATE.read_text(encoding="utf-8"))
@@ -115,11 +120,16 @@ class Tokenizer:
             json.dumps([json.loads(backend.to_str()), self.eos_id, self.pad_id, self.end_of_turn_id]).encode()
         ).hexdigest()
         """Identity of what text becomes: vocabulary, merges, splitting, special ids."""
+        model = json.loads(backend.to_str())["model"]
+        self.algorithm: str = _algorithm(model)
+        """byte-level-bpe, bpe, unigram, wordpiece, or what the file calls itself."""
+        self.unk_id: int | None = self._unknown(model)
+        """The token of what the vocabulary cannot spell; None where nothing is unknown."""
 
     def _end_of_document(self) -> int:
         named = self.named_tokens.get("eos_token")
         found = None if named is None else self._parsing.token_to_id(named)
-        found = self._first_known((DOCUMENT_END, "</s>")) if found is None else found
+        found = self._first_known((DOCUMENT_END, "</s>", "[SEP]")) if found is None else found
         if found is None:
             raise Refused(
                 f"tokenizer: its end token {named!r} is not in its vocabulary; expected eos_token in its config"
@@ -135,6 +145,14 @@ class Tokenizer:
             others = self._first_known(_PADS)
             found = found if others is None else others
         return self.eos_id if found is None else found
+
+    def _unknown(self, model: dict[str, Any]) -> int | None:
+        if model.get("byte_fallback") and self._parsing.token_to_id("<0xFF>") is not None:
+            return None
+        if "unk_id" in model:
+            return model["unk_id"]
+        named = model.get("unk_token")
+        return None if named is None else self._parsing.token_to_id(named)
 
     def _first_known(self, tokens: Sequence[str]) -> int | None:
         return next((i for i in map(self._parsing.token_to_id, tokens) if i is not None), None)
@@ -192,8 +210,21 @@ class Tokenizer:
         """The ids of many texts, on all cores; special-token strings are plain text."""
         return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    @functools.cached_property
+    def fast(self) -> FastEncoder | None:
+        """tiktoken's encoder of this vocabulary, where it gives the same ids (see `fast.py`); None elsewhere."""
+        return fast_encoder(self._plain)
+
+    def encode_many(self, texts: Sequence[str], threads: int | None = None) -> list[list[int]]:
+        """As `encode_batch`, by the fast path where there is one: for whole corpora. `threads`: of the fast path; None for
+        as many as this process may use cores (`tokenizers` asks RAYON_NUM_THREADS)."""
+        if self.fast is None:
+            return self.encode_batch(texts)
+        return self.fast(list(texts), threads or len(os.sched_getaffinity(0)))
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of ids. Without special tokens in them, `decode(encode(text)) == text` for any text."""
+        """The text of ids. Without special tokens in them, `decode(encode(text)) == text` for any text, where the
+        tokenizer loses nothing: it normalises nothing, and has bytes for all that it does not know."""
         return self._parsing.decode(list(ids), skip_special_tokens=skip_special)
 
     def find(self, token: str) -> int | None:
@@ -207,10 +238,71 @@ class Tokenizer:
             raise Refused(f"tokenizer: no token {token!r} in its vocabulary")
         return found
 
+    def token(self, token_id: int) -> str:
+        """The string of one token by its id."""
+        found = self._parsing.id_to_token(token_id)
+        if found is None:
+            raise Refused(f"tokenizer: no token of id {token_id}; it has {self.vocab_size}")
+        return found
+
     def tokens(self) -> Iterator[tuple[int, str]]:
         """(id, string) of the whole vocabulary in order of ids; bytes are written in printable signs."""
         for token, i in sorted(self._parsing.get_vocab(with_added_tokens=True).items(), key=lambda entry: entry[1]):
             yield i, token
+
+
+def _algorithm(model: dict[str, Any]) -> str:
+    kind = model["type"].lower()
+    # Byte-level vocabularies write the byte 0 as this sign; nothing in the model's own part of the file says more.
+    return "byte-level-bpe" if kind == "bpe" and "\u0100" in model["vocab"] else kind
+
+
+def extended(tokenizer: Tokenizer, tokens: Sequence[str] = (), *, chat: bool = False) -> Tokenizer:
+    """The tokenizer with these special tokens after its own, where it lacks them; with `chat` also lmlab's chat template
+    and what that needs, where it has no template."""
+    chat = chat and tokenizer.chat_template is None
+    wanted = [*(t for t in SPECIAL_TOKENS if chat and t not in (DOCUMENT_END, PAD)), *tokens]
+    new = [token for token in wanted if token not in tokenizer.special_tokens]
+    if not new and not chat:
+        return tokenizer
+    backend = Backend.from_str(tokenizer.to_json())
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in new])
+    config = {**tokenizer.config, "eos_token": tokenizer.token(tokenizer.eos_id)}
+    return Tokenizer(backend, config, CHAT_TEMPLATE.read_text(encoding="utf-8") if chat else tokenizer.chat_template)
+
+
+def find_tokenizer(reference: str | Path) -> Path:
+    """The directory of a tokenizer: itself, its tokenizer.json, a run (its stage `tokenizer`, or of its model's
+    files), or `hf:OWNER/NAME[@REVISION]`, whose tokenizer files are downloaded. Raises Refused with what was looked for.
+    """
+    text = str(reference)
+    if text.startswith("hf:"):
+        return _download(text[3:])
+    path = Path(text)
+    if path.name == "tokenizer.json" and path.is_file():
+        return path.parent
+    for folder in (path, path / "tokenizer", path / "model"):
+        if (folder / "tokenizer.json").is_file():
+            return folder
+    beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    hint = "it holds no tokenizer.json" if path.exists() else f"no such directory{nearest(path.name, beside)}"
+    raise Refused(
+        f"tokenizer '{text}': {hint}; expected a directory with tokenizer.json, that file, a run or hf:OWNER/NAME"
+    )
+
+
+def _download(name: str) -> Path:
+    repository, _, revision = name.partition("@")
+    try:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(FILES)))
+    except Exception as error:  # the hub client raises many kinds; each means that it is not to be had
+        first = (str(error).strip() or "no details").split("\n", 1)[0]
+        raise Refused(f"tokenizer 'hf:{name}': could not be fetched: {type(error).__name__}: {first}") from None
+    if not (folder / "tokenizer.json").is_file():
+        raise Refused(f"tokenizer 'hf:{name}': has no tokenizer.json, which is the one format that is read")
+    return folder
 
 
 def _read(path: Path) -> dict[str, Any]:

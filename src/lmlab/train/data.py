@@ -5,24 +5,27 @@ So is what an objective draws in a window: the place of a cut, the spans that ar
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lmlab.corpus.shards import Shard
+from lmlab.corpus.shards import Shards
 from lmlab.objective.batch import Batch
 from lmlab.objective.example import Example, Ids, Task
 from lmlab.objective.layout import Layout
+from lmlab.train.order import EpochOrder, Order
 from lmlab.train.ramp import Batches
 
+Share = tuple[int, int]
+"""(this rank's place, how many ranks divide a batch's rows); (0, 1): all of them."""
 
-def window_order(numbers: np.ndarray, windows: int, seed: int) -> np.ndarray:
-    """The windows that are the numbers-th of a run: those of the epochs' permutations, each drawn by Philox(seed, epoch)."""
-    epochs, places = np.divmod(numbers, windows)
-    orders = {e: np.random.Generator(np.random.Philox(key=[seed, e])).permutation(windows) for e in set(epochs)}
-    return np.array([orders[e][p] for e, p in zip(epochs, places)])
+
+def own(rows: np.ndarray, share: Share) -> np.ndarray:
+    """A rank's part of a micro-batch's rows; it may be empty. The union over ranks is what one process would take."""
+    return np.array_split(rows, share[1])[share[0]]
 
 
 class PackedWindows:
@@ -33,27 +36,38 @@ class PackedWindows:
     """
 
     def __init__(
-        self, shard: Shard, length: int, batches: Batches | int, micro_batches: int, seed: int, separate: bool
+        self,
+        shard: Shards,
+        length: int,
+        batches: Batches | int,
+        micro_batches: int,
+        seed: int,
+        separate: bool,
+        order: Order | None = None,
+        share: Share = (0, 1),
     ) -> None:
-        """`batches`: rows a step, or how they grow."""
-        self.tokens, self.length, self.separate = shard.tokens, length, separate
+        """`batches`: rows a step, or how they grow. `order`: which window is whose turn; None for all, epoch by epoch."""
+        self.tokens, self.starts, self.length, self.separate = shard.tokens, shard.starts, length, separate
+        self.share = share
         self.batches = Batches(batches, length) if isinstance(batches, int) else batches
         self.micro_batches, self.seed = micro_batches, seed
-        self.starts = shard.starts
-        self.windows = (len(self.tokens) - 1) // length
-        if self.windows < 1:
-            raise ValueError(f"{len(self.tokens)} training tokens are fewer than one window of {length}")
-
-    def indices(self, step: int) -> np.ndarray:
-        """The windows of an optimizer step."""
-        return window_order(self.batches.numbers(step), self.windows, self.seed)
+        self.order = order or EpochOrder(shard, length, seed, beyond=1)
 
     def __call__(self, step: int) -> list[Batch]:
-        windows = self.indices(step)
-        return [self._batch(part) for part in np.array_split(windows, self.micro_batches) if len(part)]
+        places = self.order.places(self.batches.numbers(step))
+        return [self._own(part) for part in np.array_split(places, self.micro_batches) if len(part)]
 
-    def _batch(self, windows: np.ndarray) -> Batch:
-        at = windows[:, None] * self.length + np.arange(self.length + 1)
+    def _own(self, places: np.ndarray) -> Batch:
+        """This rank's rows. Where there are fewer rows than ranks, one that counts for nothing: all must take part."""
+        rows = own(places, self.share)
+        if len(rows):
+            return self._batch(rows)
+        batch = self._batch(places[:1])
+        nothing = torch.zeros_like(batch.mask_BT)
+        return dataclasses.replace(batch, mask_BT=nothing, padding_BT=~nothing)
+
+    def _batch(self, places: np.ndarray) -> Batch:
+        at = places[:, None] + np.arange(self.length + 1)
         ids = torch.from_numpy(self.tokens[at].astype(np.int64))
         segments = np.searchsorted(self.starts, at, side="right")
         inside = torch.from_numpy(segments[:, 1:] == segments[:, :-1])
@@ -72,7 +86,7 @@ class ExampleWindows:
 
     def __init__(
         self,
-        shard: Shard,
+        shard: Shards,
         task: Task,
         layout: Layout,
         length: int,
@@ -80,37 +94,37 @@ class ExampleWindows:
         micro_batches: int,
         seed: int,
         separate: bool,
+        order: Order | None = None,
+        share: Share = (0, 1),
     ) -> None:
+        self.share = share
         self.tokens, self.starts, self.task, self.layout = shard.tokens, shard.starts, task, layout
         self.length, self.micro_batches = length, micro_batches
         self.batches = Batches(batches, length) if isinstance(batches, int) else batches
         self.seed, self.separate = seed, separate
-        self.windows = len(self.tokens) // length
-        if self.windows < 1:
-            raise ValueError(f"{len(self.tokens)} training tokens are fewer than one window of {length}")
+        self.order = order or EpochOrder(shard, length, seed, beyond=0)
 
     def __call__(self, step: int) -> list[Batch]:
         numbers = self.batches.numbers(step)
-        windows = window_order(numbers, self.windows, self.seed)
-        parts = zip(np.array_split(windows, self.micro_batches), np.array_split(numbers, self.micro_batches))
-        multiple = -(-len(numbers) // self.micro_batches // 4) or 1
-        return [
-            self.layout.batch([e for w, i in zip(*part) for e in self.examples(int(w), int(i))], multiple)[0]
-            for part in parts
-            if len(part[0])
-        ]
+        places = self.order.places(numbers)
+        parts = zip(np.array_split(places, self.micro_batches), np.array_split(numbers, self.micro_batches))
+        multiple = -(-len(numbers) // self.micro_batches // self.share[1] // 4) or 1
+        return [self._batch(own(at, self.share), own(which, self.share), multiple) for at, which in parts if len(at)]
 
-    def examples(self, window: int, number: int) -> Iterator[Example]:
-        """The examples of a window, drawn as the `number`-th of the run."""
+    def _batch(self, places: np.ndarray, numbers: np.ndarray, multiple: int) -> Batch:
+        examples = [example for w, i in zip(places, numbers) for example in self.examples(int(w), int(i))]
+        return self.layout.batch(examples, multiple)[0]
+
+    def examples(self, place: int, number: int) -> Iterator[Example]:
+        """The examples of the window that begins at a place in the tokens, drawn as the `number`-th of the run."""
         rng = np.random.default_rng([self.seed, number])
-        for piece in self.pieces(window):
+        for piece in self.pieces(place):
             example = self.task.example(piece, rng)
             if example is not None:
                 yield example
 
-    def pieces(self, window: int) -> list[Ids]:
+    def pieces(self, begin: int) -> list[Ids]:
         """A window's tokens, cut where a document begins."""
-        begin = window * self.length
         ids = self.tokens[begin : begin + self.length].astype(np.int64)
         if not self.separate:
             return [ids]

@@ -6,11 +6,12 @@ import shutil
 import sysconfig
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from lmlab.model.config import ModelConfig
+from lmlab.model.kernels import Kernel
 from lmlab.model.transformer import Transformer
 from lmlab.objective.batch import Batch
 from lmlab.objective.language_model import LanguageModel
@@ -21,7 +22,12 @@ KERNELS = ("math", "sdpa")
 
 
 def measure(
-    shape: ModelConfig, rows: int, length: int, precisions: tuple[str, ...] = PRECISIONS, seconds: float = 0.7
+    shape: ModelConfig,
+    rows: int,
+    length: int,
+    precisions: tuple[str, ...] = PRECISIONS,
+    kernels: tuple[str, ...] = KERNELS,
+    seconds: float = 0.7,
 ) -> list[dict[str, Any]]:
     """Tokens a second of forward and backward for each precision x kernel, the fastest first. Of an encoder-decoder tokens
     of the target, with as many of the source beside them.
@@ -38,8 +44,8 @@ def measure(
     network = Transformer(shape).initialise(0).train()
     forward = make_forward(network, objective, False)
     for precision in precisions:
-        for kernel in KERNELS:
-            network.kernel = kernel
+        for kernel in kernels:
+            network.kernel = cast(Kernel, kernel)
             with matrix_library(precision):
                 accumulate(forward, objective, [batch], precision)
                 best, end = float("inf"), time.monotonic() + seconds

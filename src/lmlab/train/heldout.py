@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lmlab.corpus.shards import Shard
+from lmlab.corpus.shards import Shards
 from lmlab.corpus.store import documents
 from lmlab.generate.engine import Engine
 from lmlab.generate.weights import Precision
@@ -50,7 +50,7 @@ def piece_tokens(task: Task, layout: Layout) -> int:
 class Heldout:
     """The held-out documents of a corpus as tokens, and their bytes."""
 
-    def __init__(self, shard: Shard, tokenizer: Tokenizer, corpus: Path, piece: int) -> None:
+    def __init__(self, shard: Shards, tokenizer: Tokenizer, corpus: Path, piece: int) -> None:
         """`piece`: see `piece_tokens`."""
         self.shard, self.tokenizer, self.corpus, self.piece = shard, tokenizer, corpus, piece
 

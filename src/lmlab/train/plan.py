@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from lmlab.model.config import ModelConfig, Parts
-from lmlab.train.fastest import can_compile, measure
+from lmlab.train.fastest import KERNELS, can_compile, measure
 from lmlab.train.ramp import Batches, RampConfig
 
 
@@ -56,6 +56,7 @@ def make_plan(
     steps: int | None,
     batch_tokens: int,
     precision: str,
+    kernel: str = "auto",
     compile_wish: bool | None,
     tokens_per_parameter: float,
     window: int | None = None,
@@ -63,7 +64,8 @@ def make_plan(
     ramp: RampConfig | None = None,
     fixed: ModelConfig | None = None,
 ) -> dict[str, Any]:
-    """Decide what the recipe leaves open. Reads the clock: call it through `Context.plan`.
+    """Decide what the recipe leaves open. Reads the clock, unless steps, width, precision and kernel are all given: call
+    it through `Context.plan`.
 
     Width: the largest rung whose run of `minutes` still sees `tokens_per_parameter` tokens a parameter, at the training
     speed measured on the rung itself. An objective makes a source and a target of `lengths` tokens out of a text's `window`
@@ -76,9 +78,13 @@ def make_plan(
     probe_rows = min(max(1, rows * length // context), 16)
     precisions = (precision,) if precision != "auto" else ("float32", "float32-onednn", "bfloat16")
     start = fixed or shape_of_width(given, given.d_model or 192, vocab_size)
-    table = measure(start, probe_rows, context, precisions)
-    best = table[0]
-    chosen, speed = start, best["tokens_per_second"]
+    kernels = (kernel,) if kernel != "auto" else KERNELS
+    table: list[dict[str, Any]] = []
+    best, chosen, speed = {"precision": precision, "kernel": kernel}, start, 0.0
+    sized = steps is not None and (minutes is None or given.d_model is not None or fixed is not None)
+    if not sized or "auto" in (precision, kernel):
+        table = measure(start, probe_rows, context, precisions, kernels)
+        best, speed = table[0], table[0]["tokens_per_second"]
     if minutes is not None and given.d_model is None and fixed is None:
         flops = speed * start.flops_per_token(context)
         for width in LADDER:
@@ -87,7 +93,7 @@ def make_plan(
             if width == LADDER[0] or expected >= tokens_per_parameter * shape.parameters()["total"]:
                 chosen, speed = shape, flops / shape.flops_per_token(context)
         if chosen != start:
-            speed = measure(chosen, probe_rows, context, (best["precision"],))[0]["tokens_per_second"]
+            speed = measure(chosen, probe_rows, context, (best["precision"],), kernels)[0]["tokens_per_second"]
     # Measured in tokens of full rows; a window costs its source and its target.
     speed *= length * chosen.flops_per_token(context) / chosen.flops(source, target, context)
     seconds = (minutes or 0) * 60

@@ -5,153 +5,82 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from lmlab.config import Config, under
 from lmlab.corpus.baselines import Baseline
 from lmlab.corpus.baselines import measure as measure_baselines
-from lmlab.corpus.shards import Shard, write_shard
+from lmlab.corpus.shards import Shards, write_shards
 from lmlab.corpus.store import documents
-from lmlab.errors import Failed, Refused, nearest
+from lmlab.errors import Failed, Refused
 from lmlab.generate.engine import Engine, Sampling
 from lmlab.generate.weights import Precision
 from lmlab.measure import ratio
 from lmlab.model.config import ModelConfig
 from lmlab.model.store import LANGUAGE_MODEL_STAGES, save_model
 from lmlab.model.transformer import Transformer
-from lmlab.objective.build import make_objective, make_task, missing, problems, sentinels, window
+from lmlab.objective.build import make_objective, make_task, missing, sentinels, window
 from lmlab.objective.example import Task
 from lmlab.objective.layout import Layout
-from lmlab.objective.settings import CausalLM, ObjectiveConfig
+from lmlab.objective.settings import CausalLM
 from lmlab.progress import say
+from lmlab.ranks import size
 from lmlab.run import Context, Input, StageKind, write_json
 from lmlab.text.stage import TokenizerConfig
 from lmlab.text.tokenizer import Tokenizer
+from lmlab.train.checkpoint import gathered
+from lmlab.train.copying import copying
 from lmlab.train.data import ExampleWindows, PackedWindows
 from lmlab.train.heldout import Heldout, piece_tokens
-from lmlab.train.optimizer import OptimizerConfig
-from lmlab.train.plan import Shape, make_plan
-from lmlab.train.published import PUBLISHED
-from lmlab.train.ramp import Batches, RampConfig
-from lmlab.train.schedule import ScheduleConfig
-from lmlab.train.stability import SpikeConfig
+from lmlab.train.lengths import by_length
+from lmlab.train.order import EpochOrder, MixedOrder, Order
+from lmlab.train.parallel import Layout as Ranks
+from lmlab.train.parallel import join, misfits
+from lmlab.train.plan import Shape, make_plan, shape_of_width
+from lmlab.train.pretrain_config import PretrainConfig
+from lmlab.train.ramp import Batches
 from lmlab.train.start import starting_point
 from lmlab.train.trainer import TrainConfig, fit
 
-
-class PretrainOptimizer(OptimizerConfig):
-    """As `OptimizerConfig`, with pretraining's own defaults, which stay where only some of them are set."""
-
-    name: Literal["adam", "adamw", "adafactor", "lion", "muon"] = "muon"
-    learning_rate: float = Field(default=1.6e-2, gt=0)
-    matrix_learning_rate: float = Field(default=0.02, gt=0)
-    weight_decay: float | Literal["lr^2"] = 0.0
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
-class PretrainSchedule(ScheduleConfig):
-    """As `ScheduleConfig`, with pretraining's own defaults."""
+@dataclass(frozen=True)
+class Texts:
+    """Token shards of both splits; of each held-out document the bytes that its tokens spell (where the tokenizer loses
+    something, the model is not asked for more), and how many bytes all their text has."""
 
-    name: Literal["constant", "linear", "cosine", "inverse-sqrt", "wsd", "manual"] = "wsd"
-    warmup: float = Field(default=10, ge=0)
-    final: float = Field(default=0.0, ge=0, le=1)
-    decay_fraction: float = Field(default=0.6, gt=0, le=1)
+    train: Shards
+    heldout: Shards
+    sizes: list[int]
+    original: int
 
 
-class PretrainConfig(Config):
-    """Settings of pretraining. With `minutes` the shape, steps and precision are sized to this machine."""
+def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> Texts:
+    """Encode both splits. Raises Failed where one of them is empty."""
+    folders = [context.out / "tokens" / split for split in SPLITS]
 
-    published: str | None = None
-    """The optimisation settings of a published model, where the recipe is silent: gpt3-175b, palm-540b, llama-7b, glm-130b and
-    others (docs/training.md)."""
-    minutes: float | None = Field(default=4.0, gt=0)
-    """The dial: minutes of training. What follows from it is printed and written to plan.json before the first step."""
-    steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps, instead of what the minutes allow."""
-    model: Shape = Shape()
-    objective: ObjectiveConfig = CausalLM()
-    """What is predicted from what: a name, or a mapping of `name` and settings; docs/objectives.md says what goes with
-    which architecture."""
-    tokens_per_parameter: float = Field(default=2.0, gt=0)
-    """How the dial trades width for steps. Compute-optimal training of large models takes about 20 (2203.15556); in a few
-    minutes on a small corpus far fewer are best (measured, docs/lab-notes.md)."""
-    batch_tokens: int = Field(default=2048, ge=1)
-    """Tokens an optimizer step; with `batch_ramp` of the full size."""
-    batch_ramp: RampConfig | None = None
-    """How the batch grows to its full size."""
-    micro_batches: int = Field(default=1, ge=1)
-    separate_documents: bool = True
-    """Documents that share a window do not see each other."""
-    optimizer: PretrainOptimizer = PretrainOptimizer()
-    schedule: PretrainSchedule = PretrainSchedule()
-    clip: float = Field(default=1.0, ge=0)
-    z_loss: float = Field(default=0.0, ge=0)
-    """Weight of log^2 Z beside the loss, Z the softmax's normaliser (PaLM: 1e-4)."""
-    spikes: SpikeConfig = SpikeConfig()
-    embedding_gradient: float = Field(default=1.0, gt=0, le=1)
-    """The gradient that reaches the embedding from its lookups is multiplied by this (GLM-130B: 0.1)."""
-    ema: float | None = Field(default=None, ge=0, lt=1)
-    """Save the running mean of the weights with this decay as the model."""
-    layer_norms_every: int | None = Field(default=None, ge=1)
-    noise_scale_every: int | None = Field(default=None, ge=1)
-    """Log the gradients' norm by layer, and the gradient noise scale (at least 2 micro-batches), every so many steps."""
-    precision: Literal["auto", "float32", "float32-onednn", "bfloat16"] = "auto"
-    """auto: the fastest that a few measured steps find."""
-    compile: bool | None = None
-    """null: compile where a compiler is found and the run is long enough to earn it back."""
-    checkpoint_seconds: float = Field(default=60, gt=0)
-    checkpoint_steps: int | None = Field(default=None, ge=1)
-    keep: int = Field(default=2, ge=1)
-    baselines: bool = True
-    """Measure xz and the n-gram model on the same held-out bytes."""
-    prompts: tuple[str, ...] = ("def ", "import ", "Return ", "The ")
-    """Beginnings that the report shows continued."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _published(cls, given: Any) -> Any:
-        """Fill in a published model's settings under those of the recipe."""
-        name = given.get("published") if isinstance(given, dict) else None
-        if name is None:
-            return given
-        if name not in PUBLISHED:
-            raise ValueError(f"published: no settings of '{name}'{nearest(str(name), PUBLISHED)}")
-        return under(PUBLISHED[name], given)
-
-    @model_validator(mode="after")
-    def _noise_needs_parts(self) -> PretrainConfig:
-        if self.noise_scale_every and self.micro_batches < 2:
-            raise ValueError(
-                "noise_scale_every needs micro_batches of at least 2: the noise is told from their differences"
+    def write() -> None:
+        for folder, split in zip(folders, SPLITS):
+            write_shards(
+                folder,
+                ((row["id"], row["source"], row["text"]) for row in documents(corpus, split)),
+                tokenizer.encode_many,
+                end_of_text=tokenizer.eos_id,
+                vocabulary=tokenizer.vocab_size,
+                tokenizer=tokenizer.fingerprint,
             )
-        return self
 
-    @model_validator(mode="after")
-    def _carried(self) -> PretrainConfig:
-        """What the architecture cannot carry is refused when the recipe is read."""
-        found = list(problems(self.objective, self.model.architecture, self.model.position, self.model.context_length))
-        if found:
-            raise ValueError("; ".join(found))
-        return self
-
-
-def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> tuple[Shard, Shard, list[int]]:
-    """Token shards of both splits, and the bytes of each held-out document."""
-    shards = []
-    for split in ("train", "heldout"):
-        texts = (row["text"] for row in documents(corpus, split))
-        shards.append(
-            write_shard(
-                context.out / "tokens" / split, texts, tokenizer.encode_batch, tokenizer.eos_id, tokenizer.vocab_size
-            )
-        )
-    sizes = [len(row["text"].encode("utf-8")) for row in documents(corpus, "heldout")]
-    if not sizes or len(shards[0]) == 0:
-        raise Failed(f"{corpus}: expected training and held-out documents, found {len(shards[0])} and {len(sizes)}")
-    return shards[0], shards[1], sizes
+    context.first(write)
+    train, heldout = (Shards(folder, verify=False) for folder in folders)
+    if not len(heldout) or len(train) == 0:
+        raise Failed(f"{corpus}: expected training and held-out documents, found {len(train)} and {len(heldout)}")
+    sizes = [len(tokenizer.decode(heldout.document(index)).encode("utf-8")) for index in range(len(heldout))]
+    return Texts(train, heldout, sizes, sum(len(text.encode("utf-8")) for text in _texts(corpus, "heldout")))
 
 
 def _once(path: Path, make: Any) -> Any:
@@ -169,7 +98,10 @@ def run(context: Context) -> Mapping[str, Any]:
     tokenizer, room = start.tokenizer, config.model.context_length
     parts = config.model if start.shape is None else start.shape
     _carried(name, config, parts, tokenizer)
-    train, heldout, sizes = prepare(context, tokenizer, corpus)
+    if start.shape is not None:
+        _laid_out(name, config, start.shape)
+    prepared = prepare(context, tokenizer, corpus)
+    train, heldout, sizes, original = prepared.train, prepared.heldout, prepared.sizes, prepared.original
     task = make_task(config.objective, tokenizer)
     layout = Layout(
         parts.architecture,
@@ -189,6 +121,7 @@ def run(context: Context) -> Mapping[str, Any]:
             steps=config.steps,
             batch_tokens=config.batch_tokens,
             precision=config.precision,
+            kernel=config.kernel,
             compile_wish=config.compile,
             tokens_per_parameter=config.tokens_per_parameter,
             window=length,
@@ -198,14 +131,18 @@ def run(context: Context) -> Mapping[str, Any]:
         )
     )
     shape = ModelConfig.model_validate(plan["model"])
+    _laid_out(name, config, shape)
     describe(plan, shape, len(train.tokens))
     model = start.model(shape, context.seed)
     model.kernel = plan["kernel"]
     precision: Precision = "bfloat16" if plan["precision"] == "bfloat16" else "float32"
     texts = Heldout(heldout, tokenizer, corpus, piece_tokens(task, layout))
     measured = (model, task, layout, precision)
-    before = _once(context.out / "before.json", lambda: ratio(texts.after(*measured), sizes).to_json())
-    base = _baselines(context.out / "baselines.json", corpus) if config.baselines else {}
+    scores: dict[str, Any] = {}
+    if config.before:
+        untrained = lambda: ratio(texts.after(*measured), sizes).to_json()  # noqa: E731
+        scores["before"] = context.first(lambda: _once(context.out / "before.json", untrained))
+    base = _baselines(context, corpus) if config.baselines else {}
     settings = TrainConfig(
         steps=plan["steps"],
         optimizer=config.optimizer,
@@ -222,24 +159,32 @@ def run(context: Context) -> Mapping[str, Any]:
         checkpoint_steps=config.checkpoint_steps,
         keep=config.keep,
     )
-    separate = config.separate_documents
     batches = Batches(plan["rows"], plan["length"], config.batch_ramp)
-    cut = (plan["length"], batches, config.micro_batches, context.seed, separate)
+    ranks = Ranks(config.parallel, join(context.board))
+    order = _order(config, plan, train, context.seed, batches, beyond=1 if packed else 0)
+    cut = (plan["length"], batches, config.micro_batches, context.seed, config.separate_documents, order, ranks.share)
     source = PackedWindows(train, *cut) if packed else ExampleWindows(train, task, _tight(layout, task, length), *cut)
     objective = make_objective(config.objective, config.z_loss)
-    last = fit(model, objective, source, settings, context, tokens=lambda batch: batch.size, batches=batches)
+    last = fit(
+        model, objective, source, settings, context, tokens=lambda batch: batch.size, batches=batches, layout=ranks
+    )
+    model = _whole(model, shape, ranks)
+    if model is None:
+        return {}
+    measured = (model, task, layout, precision)
     model.kernel = "auto"
     bits = texts.after(*measured)
     after = ratio(bits, sizes)
-    scores = {
-        "before": before,
+    scores |= {
         "after": after.to_json(),
         "continuation": texts.continuation(texts.continuation_bits(*measured)).to_json(),
         **{name: each.score.to_json() for name, each in base.items()},
     }
     save_model(context.out / "model", model, tokenizer)
-    if base:
+    if base and original == sum(sizes):  # else the model was asked for another text than the baselines
         scores["excess"] = {name: each.excess(bits).to_json() for name, each in base.items()}
+    if config.lengths:
+        scores |= by_length(model, tokenizer, _texts(corpus, "heldout"), precision, config.lengths)
     write_json(
         context.out / "results.json",
         {
@@ -250,6 +195,16 @@ def run(context: Context) -> Mapping[str, Any]:
             "flops": plan["flops"],
             "objective": config.objective.model_dump(mode="json"),
             "heldout_bytes": sum(sizes),
+            **({"heldout_bytes_in_text": original} if original != sum(sizes) else {}),
+            "bits_per_byte_by_source": {
+                name: ratio(bits[rows], sizes[rows]).to_json() for name, rows in heldout.sources().items()
+            },
+            "seen": order.seen(batches.before(plan["steps"])),
+            **(
+                {"copying": copying(model, train.tokens, tokenizer.eos_id, rows=config.copying)}
+                if config.copying
+                else {}
+            ),
             "piece_tokens": texts.piece,
             # What was timed stays in plan.json: results are part of a stage's identity, and two lives of equal weights are one.
             "plan": {key: value for key, value in plan.items() if key != "measured"},
@@ -259,12 +214,39 @@ def run(context: Context) -> Mapping[str, Any]:
     return {"bits_per_byte": after.value, "parameters": shape.parameters()["total"], "loss": last.get("loss")}
 
 
-def _baselines(path: Path, corpus: Path) -> dict[str, Baseline]:
-    def make() -> dict[str, Any]:
-        texts = {split: [row["text"] for row in documents(corpus, split)] for split in ("train", "heldout")}
-        return {name: each.to_json() for name, each in measure_baselines(texts["heldout"], texts["train"]).items()}
+def _order(
+    config: PretrainConfig, plan: Mapping[str, Any], train: Shards, seed: int, batches: Batches, beyond: int
+) -> Order:
+    """Which window is whose turn."""
+    drawn = (train, plan["length"], seed, beyond)
+    if config.mixture is None:
+        return EpochOrder(*drawn)
+    return MixedOrder(*drawn, config.mixture, batches, plan["steps"])
 
-    return {name: Baseline.from_json(row) for name, row in _once(path, make).items()}
+
+def _whole(model: Transformer, shape: ModelConfig, ranks: Ranks) -> Transformer | None:
+    """Of several ranks the first gets the whole model, on the CPU, and the others nothing. All must call it."""
+    if not ranks.several:
+        return model
+    weights = gathered(model)
+    if not ranks.leads:
+        return None
+    whole = Transformer(shape).eval()
+    whole.load_state_dict(weights, strict=False)
+    return whole
+
+
+def _texts(corpus: Path, split: Split) -> list[str]:
+    return [row["text"] for row in documents(corpus, split)]
+
+
+def _baselines(context: Context, corpus: Path) -> dict[str, Baseline]:
+    def make() -> dict[str, Any]:
+        measured = measure_baselines(_texts(corpus, "heldout"), _texts(corpus, "train"))
+        return {name: each.to_json() for name, each in measured.items()}
+
+    path = context.out / "baselines.json"
+    return {name: Baseline.from_json(row) for name, row in context.first(lambda: _once(path, make)).items()}
 
 
 def continuations(
@@ -291,13 +273,19 @@ def continuations(
 
 def _carried(name: str, config: PretrainConfig, shape: Shape | ModelConfig, tokenizer: Tokenizer) -> None:
     """Refuse what a model that is continued, or a tokenizer, cannot carry."""
-    asked = (config.objective, shape.architecture)
-    found = list(problems(*asked, shape.position, config.model.context_length))
+    found = config.misfits(shape.architecture, shape.position)
     lacking = None if found else missing(
-        *asked, config.model.context_length, len(sentinels(tokenizer)), lambda token: tokenizer.find(token) is not None
+        config.objective, shape.architecture, config.model.context_length, len(sentinels(tokenizer)),
+        lambda token: tokenizer.find(token) is not None,
     )  # fmt: skip
     if found or lacking:
         raise Refused(f"{name}: {lacking or '; '.join(found)}")
+
+
+def _laid_out(name: str, config: PretrainConfig, shape: ModelConfig) -> None:
+    """Refuse a model that the processes cannot share so."""
+    for problem in misfits(config.parallel, size(), shape):
+        raise Refused(f"{name}: {problem}")
 
 
 def _tight(layout: Layout, task: Task, length: int) -> Layout:
@@ -308,12 +296,21 @@ def _tight(layout: Layout, task: Task, length: int) -> Layout:
 
 
 def _check(config: PretrainConfig, fillers: Mapping[str, Any]) -> str | None:
-    """Whether there is a tokenizer, and the one that the recipe trains will have what the objective needs."""
+    """Whether there is a tokenizer, and the one that the recipe trains will have what the objective needs; and whether the
+    processes can be laid out so."""
     made, model, shape = fillers.get("tokenizer"), fillers.get("model"), config.model
     if made is None and (model is None or str(model).startswith("preset:")):
         return (
             "needs a 'tokenizer': a stage of kind tokenizer before it, from.tokenizer=PATH, or the one of a from.model"
         )
+    sized = None
+    if model is None and shape.d_model is not None and isinstance(made, TokenizerConfig):
+        try:
+            sized = shape_of_width(shape, shape.d_model, made.vocab_size)
+        except ValueError as error:
+            return f"model: {error}"
+    for problem in misfits(config.parallel, size(), sized):
+        return problem
     if not isinstance(made, TokenizerConfig):
         return None
     return missing(config.objective, shape.architecture, shape.context_length, made.sentinels, made.added.__contains__)
@@ -338,4 +335,5 @@ STAGE = StageKind(
         Input("model", LANGUAGE_MODEL_STAGES, required=False, model=True, named=True),
     ),
     check=_check,
+    distributed=True,
 )

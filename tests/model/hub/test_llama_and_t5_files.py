@@ -1,6 +1,7 @@
 """What else a file of these families may hold, what is refused and why, and the sizes of the published models."""
 
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,9 +91,8 @@ REFUSED: list[tuple[ModuleType, dict[str, Any], dict[str, Any], str]] = [
 def test_what_would_change_the_numbers_is_refused_by_name(case: Any) -> None:
     module, hub, change, message = case
     assert module.misfit(module.from_hub(hub)) is None
-    with pytest.raises(ValueError, match="") as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         module.from_hub(hub | change)
-    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("module, hub", [(llama, LLAMA), (t5, T5), (bart, BART)])
