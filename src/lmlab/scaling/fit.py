@@ -15,7 +15,7 @@ import numpy as np
 
 from lmlab.errors import Refused, nearest
 from lmlab.scaling.forms import FORMS, Form
-from lmlab.scaling.solve import DELTA, minimise
+from lmlab.scaling.solve import DELTA, best, minimise
 from lmlab.scaling.table import UNITS, Runs
 
 HELD_OUT = 0.2
@@ -55,13 +55,6 @@ def fit(
         "set_aside": runs.set_aside,
         "groups": groups,
     }
-
-
-def best(form: Form, x: np.ndarray, log_loss: np.ndarray) -> tuple[np.ndarray, float]:
-    """The parameters of the least sum over all starts, and that sum."""
-    theta, value = minimise(form, x, log_loss, form.starts)
-    place = int(np.nanargmin(value))
-    return theta[place], float(value[place])
 
 
 def bootstrap(form: Form, x: np.ndarray, log_loss: np.ndarray, theta: np.ndarray, count: int, seed: int) -> np.ndarray:
