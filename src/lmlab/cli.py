@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lmlab import __version__
-from lmlab.errors import LmlabError
+from lmlab.errors import Failed, LmlabError
+from lmlab.ranks import leave, rank
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,9 +58,14 @@ def main() -> None:
     """Entry point: errors of ours are one message, not a traceback."""
     try:
         app()
+    except SystemExit as end:
+        leave(end.code)
     except LmlabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        if rank() == 0 or isinstance(error, Failed):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(20)  # rank 0 refuses the same and says so, unless a launcher that saw this one end has ended it
+        leave(error.exit_status)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
@@ -67,6 +74,8 @@ def main() -> None:
 
 
 def _show(value: Any, as_json: bool, text: str | None = None) -> None:
+    if rank() > 0:
+        return
     if as_json or text is None:
         print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
     else:
