@@ -30,8 +30,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import corpus
 import psutil
+
+import corpus
 
 FILE_BYTES = 32e6
 
@@ -90,7 +91,7 @@ def build(source: Path, out: Path, tokens: Path, threads: int, engine: str) -> N
     from lmlab.text.tokenizer import Tokenizer
 
     model = Tokenizer.load(tokens)
-    model.encode_many(["built at its first use"], threads)
+    model.encode_arrays(["built at its first use"])
     config = CorpusConfig.model_validate(
         {
             "sources": [{"name": "s", "path": str(source)}], "threads": threads, "engine": engine,
@@ -102,18 +103,19 @@ def build(source: Path, out: Path, tokens: Path, threads: int, engine: str) -> N
 
         with engines.workers("processes", threads=threads):  # starts the server; it stays
             time.sleep(6)
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     STAGE.run(Context("corpus", "corpus", config, {}, out, 0, Metrics(out)))
-    built = time.perf_counter()
+    built, driver = time.perf_counter(), time.process_time() - used
     for split in ("train", "heldout"):
         rows = ((row["id"], row["source"], row["text"]) for row in documents(out, split))
         write_shards(
-            out / "tokens" / split, rows, lambda texts: model.encode_many(texts, threads),
+            out / "tokens" / split, rows, model.encode_arrays, threads=threads,
             end_of_text=model.eos_id, vocabulary=model.vocab_size, tokenizer=model.fingerprint,
         )  # fmt: skip
     ended = time.perf_counter()
     lines = map(json.loads, (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     phases = {line["phase"]: line["seconds"] for line in lines}
+    print(driver, "CPU s of the driver in the build", file=sys.stderr)
     print(json.dumps({"build": built - began, "tokens": ended - built, "seconds": ended - began, "phases": phases}))
 
 
@@ -144,6 +146,7 @@ def run(source: Path, threads: int, engine: str, tokens: Path) -> dict[str, floa
     shutil.rmtree(out)
     if process.returncode:
         raise SystemExit(f"{command} failed")
+    print(sorted((round(each, 1) for each in cpu.values()), reverse=True), "CPU s of each process", file=sys.stderr)
     return {**json.loads(said.splitlines()[-1]), "peak": peak[0], "cpu": sum(cpu.values())}
 
 
@@ -160,7 +163,9 @@ def cores(source: Path, rounds: int, engine: str, tokens: Path) -> None:
             print(row["phases"], file=sys.stderr)
     for name in ("seconds", "build", "tokens"):
         ratios = [one[name] / two[name] for one, two in zip(found[1], found[2], strict=True)]
-        print(f"\n{name}: two cores are {statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})")
+        print(
+            f"\n{name}: two cores are {statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 def memory(sources: dict[float, Path], engine: str, tokens: Path) -> None:

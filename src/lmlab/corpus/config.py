@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -34,6 +34,8 @@ class CorpusConfig(Config):
     rule sets, keywords, redact; then what needs to know all documents: perplexity, classifier, duplicate sentences, exact
     and near duplicates, duplicate substrings, decontamination. All treat both splits alike, except that the last five
     favour the held-out part."""
+
+    apart: ClassVar[frozenset[str]] = frozenset({"engine", "threads", "ray_address"})
 
     sources: list[SourceConfig] = Field(
         default_factory=lambda: [

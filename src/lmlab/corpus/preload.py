@@ -27,7 +27,9 @@ def warm() -> None:
     """Do every usual step once, on one document, so that its kernels are loaded."""
     config = CorpusConfig()
     row = {"id": "0", "split": "train", "kind": "prose", "text": TEXT, "keep": True, "bytes_read": len(TEXT)}
-    sign(engine.apply(local_steps(config), pa.Table.from_pylist([row], schema=DOCUMENT))["text"], config.near_duplicates)
+    sign(
+        engine.apply(local_steps(config), pa.Table.from_pylist([row], schema=DOCUMENT))["text"], config.near_duplicates
+    )
 
 
 with contextlib.suppress(Exception):  # the build itself says what is wrong
