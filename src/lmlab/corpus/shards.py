@@ -148,7 +148,8 @@ def write_shards(
     threads: int = 1,
 ) -> Shards:
     """Encode documents in batches, `threads` at a time, into `folder`. What is finished is left as it is; what was cut off
-    goes on after its last whole shard. `documents` must come in the same order each time; `tokenizer` is the tokenizer's fingerprint.
+    goes on after its last whole shard. `documents` must come in the same order each time; `tokenizer` is the fingerprint
+    of the tokenizer.
 
     What was begun with another tokenizer or other settings is begun again. Raises Refused where an id does not fit the type,
     or the folder was finished with another tokenizer or other settings.
