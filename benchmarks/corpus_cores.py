@@ -15,6 +15,7 @@ once. The figures of one round alternate between one core and two.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -90,6 +91,8 @@ def build(source: Path, out: Path, tokens: Path, threads: int, engine: str) -> N
     from lmlab.run import Context
     from lmlab.text.tokenizer import Tokenizer
 
+    with contextlib.suppress(ImportError):  # metrics go there where it is installed
+        import torch.utils.tensorboard  # noqa: F401
     model = Tokenizer.load(tokens)
     model.encode_arrays(["built at its first use"])
     config = CorpusConfig.model_validate(
