@@ -8,7 +8,7 @@ Documents are windows of the text found on this machine (as in corpus.py), of fo
 shuffled, so that they are no copies of each other; one in fifty is an exact copy. Steps are a recipe's defaults and Gopher's
 rules, then a byte-level BPE of 8,192 entries, trained before on other text, and shards. Each run is a process of its own.
 Seconds are those of the work: imports are not in them, nor is the start of the server that worker processes come from; its CPU
-seconds are. Memory is the peak of what all processes hold (PSS, asked ten times a second), so that shared pages count
+seconds are. Memory is the peak of what all processes hold (PSS, asked five times a second), so that shared pages count
 once. The figures of one round alternate between one core and two.
 """
 
@@ -122,6 +122,12 @@ def build(source: Path, out: Path, tokens: Path, threads: int, engine: str) -> N
     print(json.dumps({"build": built - began, "tokens": ended - built, "seconds": ended - began, "phases": phases}))
 
 
+def pss(pid: int) -> float:
+    """Megabytes that a process holds, shared pages divided among those that share them."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
+
+
 def run(source: Path, threads: int, engine: str, tokens: Path) -> dict[str, float]:
     """One build in a process of its own: its seconds, CPU seconds with its children's, and peak megabytes of all."""
     out = Path(tempfile.mkdtemp(dir=source.parent))
@@ -130,14 +136,14 @@ def run(source: Path, threads: int, engine: str, tokens: Path) -> dict[str, floa
     peak, cpu, over = [0.0], {}, threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.1):
+        while not over.wait(0.2):
             total = 0.0
             try:
                 for each in [(top := psutil.Process(process.pid)), *top.children(recursive=True)]:
-                    total += each.memory_full_info().pss / 1e6
+                    total += pss(each.pid)
                     times = each.cpu_times()
                     cpu[each.pid] = times.user + times.system
-            except psutil.Error:
+            except (psutil.Error, OSError):  # it has just ended
                 continue
             peak[0] = max(peak[0], total)
 
