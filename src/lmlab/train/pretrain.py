@@ -13,6 +13,7 @@ import numpy as np
 
 from lmlab.corpus.baselines import Baseline
 from lmlab.corpus.baselines import measure as measure_baselines
+from lmlab.corpus.engine import cores
 from lmlab.corpus.shards import Shards, write_shards
 from lmlab.corpus.store import documents
 from lmlab.errors import Failed, Refused
@@ -69,10 +70,11 @@ def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> Texts:
             write_shards(
                 folder,
                 ((row["id"], row["source"], row["text"]) for row in documents(corpus, split)),
-                tokenizer.encode_many,
+                tokenizer.encode_arrays,
                 end_of_text=tokenizer.eos_id,
                 vocabulary=tokenizer.vocab_size,
                 tokenizer=tokenizer.fingerprint,
+                threads=cores(),
             )
 
     context.first(write)
