@@ -43,59 +43,53 @@ class Candidate:
     fits: bool
 
 
-def layouts(work: Work, ranks: int, node: int) -> Iterator[tuple[Degrees, int]]:
-    """Every layout of so many ranks that the trainer takes, with its rows a micro-batch and rank: tensor parallelism within a
-    node, as few micro-batches as there can be and each number of them beyond."""
-    for tensor in _divisors(ranks):
-        if tensor > node or ranks % tensor:
-            continue
-        data = ranks // tensor
-        if work.rows % data:
-            continue
-        for recompute in ("none", "selective", "full"):
-            for zero in (0, 1, 2, 3) if data > 1 else (0,):
-                config = ParallelConfig(data=data, tensor=tensor, zero=zero, recompute=recompute)  # type: ignore[arg-type]
-                if any(misfits(config, ranks, work.shape)):
-                    continue
-                share = work.rows // data
-                for micro_batches in _divisors(share):
-                    yield Degrees(data, tensor, zero, True, recompute, micro_batches), share // micro_batches
-
-
 def consider(work: Work, device: Device, ranks: int, utilisation: float) -> list[Candidate]:
-    """Every layout with its memory and time, the fastest first; of each kind only the largest micro-batch that fits (the
-    smallest, where none does)."""
+    """Layouts with their memory and time, the fastest first, then those that do not fit, the smallest first.
+
+    Of each, the fewest micro-batches that fit (the most there can be, where none does); activations are only made again
+    where nothing fits without, since that always takes longer.
+    """
     found: list[Candidate] = []
-    for kind in _kinds(work, ranks, device.node):
-        best = None
-        for degrees, rows in kind:
-            memory = memory_of(
-                work.shape, degrees, work.optimizer, rows, work.length, work.precision, ema=work.ema, kernel="sdpa"
-            )
-            step = step_of(
-                work.shape,
-                degrees,
-                device,
-                flops=work.flops,
-                rows=rows,
-                length=work.length,
-                precision=work.precision,
-                utilisation=utilisation,
-            )
-            best = Candidate(degrees, rows, memory, step, memory.total <= ROOM * device.memory)
-            if best.fits:
+    for data, tensor in _degrees(work, ranks, device.node):
+        for recompute in ("none", "selective", "full"):
+            kinds = [_best(work, device, ranks, utilisation, (data, tensor, zero, recompute)) for zero in _zeros(data)]
+            found += [each for each in kinds if each is not None]
+            if any(each is not None and each.fits for each in kinds):
                 break
-        if best is not None:
-            found.append(best)
-    return sorted(found, key=lambda each: (not each.fits, each.step.seconds if each.fits else each.memory.total))
+    return sorted(found, key=_rank)
 
 
-def _kinds(work: Work, ranks: int, node: int) -> Iterator[list[tuple[Degrees, int]]]:
-    by: dict[Any, list[tuple[Degrees, int]]] = {}
-    for degrees, rows in layouts(work, ranks, node):
-        key = (degrees.data, degrees.tensor, degrees.zero, degrees.recompute)
-        by.setdefault(key, []).append((degrees, rows))
-    yield from by.values()
+def _rank(each: Candidate) -> tuple[bool, float, float]:
+    """Faster first; within a thousandth the one with more room."""
+    return not each.fits, float(f"{each.step.seconds:.3g}") if each.fits else 0.0, each.memory.total
+
+
+def _degrees(work: Work, ranks: int, node: int) -> Iterator[tuple[int, int]]:
+    """Tensor parallelism within a node, the rest data parallel, as far as rows can be shared evenly."""
+    for tensor in _divisors(ranks):
+        if tensor <= node and work.rows % (ranks // tensor) == 0:
+            yield ranks // tensor, tensor
+
+
+def _zeros(data: int) -> tuple[int, ...]:
+    return (0, 1, 2, 3) if data > 1 else (0,)
+
+
+def _best(work: Work, device: Device, ranks: int, utilisation: float, kind: Any) -> Candidate | None:
+    data, tensor, zero, recompute = kind
+    config = ParallelConfig(data=data, tensor=tensor, zero=zero, recompute=recompute)
+    if any(misfits(config, ranks, work.shape)):
+        return None
+    best, share = None, work.rows // data
+    for micro_batches in _divisors(share):
+        degrees, rows = Degrees(data, tensor, zero, True, recompute, micro_batches), share // micro_batches
+        more: dict[str, Any] = {"rows": rows, "length": work.length, "precision": work.precision}
+        memory = memory_of(work.shape, degrees, work.optimizer, ema=work.ema, kernel="sdpa", **more)
+        step = step_of(work.shape, degrees, device, flops=work.flops, utilisation=utilisation, **more)
+        best = Candidate(degrees, rows, memory, step, memory.total <= ROOM * device.memory)
+        if best.fits:
+            break
+    return best
 
 
 def _divisors(number: int) -> list[int]:

@@ -62,8 +62,12 @@ def here(gpus: int | None = None) -> tuple[Device, int]:
         for short in sorted(GPUS, key=len, reverse=True):
             if short.split("-")[0].upper() in cards[0]["name"].upper().replace(" ", ""):
                 known = GPUS[short]
-                return Device(known.name, known.peak, cards[0]["memory"], known.near, known.far, len(cards)), gpus or len(cards)
-        raise Refused(f"the GPU here ({cards[0]['name']}) is not among the known ones: name one with --gpu ({', '.join(GPUS)})")
+                return Device(
+                    known.name, known.peak, cards[0]["memory"], known.near, known.far, len(cards)
+                ), gpus or len(cards)
+        raise Refused(
+            f"the GPU here ({cards[0]['name']}) is not among the known ones: name one with --gpu ({', '.join(GPUS)})"
+        )
     rates = matmul_peaks()
     peak = {name: (each.get("all") or each.get("1") or 0.0) * GB for name, each in rates.items()}
     peak["float16"] = peak["float32"]

@@ -107,7 +107,11 @@ def memory_of(
     state = 4 * states(optimizer, matrices, total - matrices) / (data if zero else 1)
     average = weights if ema else 0.0
     found = _activations(shape, local, degrees, rows, length, precision, kernel)
-    whole, some, gradient = 0.0, 0.0, 0.0  # ZeRO: what is gathered in the forward pass, in the backward pass, and a gradient
+    whole, some, gradient = (
+        0.0,
+        0.0,
+        0.0,
+    )  # ZeRO: what is gathered in the forward pass, in the backward pass, and a gradient
     if zero >= 2 and data > 1:
         whole = 4 * (total if zero == 2 else outer)
         some = 4 * (total if zero == 2 else outer + 2 * block)

@@ -21,7 +21,9 @@ UTILISATION = 0.5
 figure of time is proportional to; `--utilisation` sets it."""
 
 
-def make(recipe: Recipe, device: Device, ranks: int, utilisation: float = UTILISATION, arm: str | None = None) -> dict[str, Any]:
+def make(
+    recipe: Recipe, device: Device, ranks: int, utilisation: float = UTILISATION, arm: str | None = None
+) -> dict[str, Any]:
     """Everything `lmlab plan` says, as plain values. Bytes, seconds, FLOPs.
 
     Raises Refused where the recipe has no pretraining, leaves open what only a measurement could decide, or cannot be laid
@@ -46,7 +48,9 @@ def make(recipe: Recipe, device: Device, ranks: int, utilisation: float = UTILIS
     source, target = lengths(config.objective, shape.architecture, shape.context_length)
     rows = max(1, config.batch_tokens // length)
     flops = rows * shape.flops(source, target, shape.context_length)
-    work = Work(shape, rows, _longest(shape, source, target), flops, precision, config.optimizer, config.ema is not None)
+    work = Work(
+        shape, rows, _longest(shape, source, target), flops, precision, config.optimizer, config.ema is not None
+    )
     found = consider(work, device, ranks, utilisation)
     if not found:
         raise Refused(
@@ -120,7 +124,9 @@ def _shape(step: Step, steps: list[Step], config: PretrainConfig, speed: float) 
         from lmlab.text.tokenizer import Tokenizer, find_tokenizer
 
         if not isinstance(tokenizer, str):
-            raise Refused(f"{step.name}: its vocabulary comes from a stage that has not run; give pretrain.from.tokenizer a path")
+            raise Refused(
+                f"{step.name}: its vocabulary comes from a stage that has not run; give pretrain.from.tokenizer a path"
+            )
         vocabulary = Tokenizer.load(find_tokenizer(tokenizer)).vocab_size
     if config.model.d_model is not None or config.minutes is None:
         return shape_of_width(config.model, config.model.d_model or LADDER[2], vocabulary)
@@ -159,14 +165,20 @@ def _row(each: Candidate) -> dict[str, Any]:
 def _why(found: list[Candidate], device: Device) -> list[str]:
     """The choice in words: what did not fit that is simpler, and what the next best costs."""
     best, lines = found[0], []
-    simpler = [each for each in found if not each.fits and each.degrees.recompute == "none" and each.degrees.tensor == 1]
+    simpler = [
+        each for each in found if not each.fits and each.degrees.recompute == "none" and each.degrees.tensor == 1
+    ]
     for each in sorted(simpler, key=lambda each: each.degrees.zero):
-        lines.append(f"zero {each.degrees.zero} alone needs {each.memory.total / 2**30:.1f} of {ROOM * device.memory / 2**30:.1f} GiB")
+        lines.append(
+            f"zero {each.degrees.zero} alone needs {each.memory.total / 2**30:.1f} of {ROOM * device.memory / 2**30:.1f} GiB"
+        )
     rest = [each for each in found[1:] if each.fits]
     if rest:
         more = rest[0].step.seconds / best.step.seconds - 1
         lines.append(f"the next ({_name(rest[0])}) takes {more:.1%} longer")
-    lines.append("the fastest of those that fit, at equal speed the one with more room" if rest else "the only one that fits")
+    lines.append(
+        "the fastest of those that fit, at equal speed the one with more room" if rest else "the only one that fits"
+    )
     return lines
 
 

@@ -21,36 +21,44 @@ from lmlab.objective.cross_entropy import CHUNK
 
 
 class Living(TorchDispatchMode):
-    """Counts the bytes of every storage that operations make, while it lives: `bytes` now, `peak` at most."""
+    """Counts the bytes of every storage that operations make, while it lives: `bytes` now, `peak` at most; `ungraded` and
+    `ungraded_peak` the same without gradients of parameters, from when they are said to be one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = self.peak = 0
+        self.bytes = self.peak = self.ungraded = self.ungraded_peak = 0
         self._known: Any = weakref.WeakKeyDictionary()
-        self._ends: Any = weakref.WeakKeyDictionary()
 
     def leave_out(self, tensors: Any) -> None:
         """Not to be counted: what was there before."""
         for tensor in tensors:
-            self._known[tensor.untyped_storage()] = 0
+            self._known[tensor.untyped_storage()] = [0]
+
+    def start_again(self) -> None:
+        """Peaks from here on."""
+        self.peak, self.ungraded_peak = self.bytes, self.ungraded
 
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage in self._known:
             return
-        size = self._known[storage] = storage.nbytes()
+        size = storage.nbytes()
+        counted = self._known[storage] = [size]
         self.bytes += size
+        self.ungraded += size
         self.peak = max(self.peak, self.bytes)
-        self._ends[storage] = weakref.finalize(storage, self._remove, size)
+        self.ungraded_peak = max(self.ungraded_peak, self.ungraded)
+        weakref.finalize(storage, self._remove, size, counted)
 
-    def _remove(self, size: int) -> None:
+    def _remove(self, size: int, counted: list[int]) -> None:
         self.bytes -= size
+        self.ungraded -= counted[0]
 
-    def forget(self, tensor: Tensor) -> None:
-        """Not to be counted from here on."""
-        end = self._ends.get(tensor.untyped_storage())
-        if end is not None:
-            end()
+    def gradient(self, tensor: Tensor) -> None:
+        """This is a parameter's gradient."""
+        counted = self._known[tensor.untyped_storage()]
+        self.ungraded -= counted[0]
+        counted[0] = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
@@ -98,7 +106,9 @@ def activations(
     """
     dense = _dense(shape)
     deep = len(dense.attention) if isinstance(dense.attention, (list, tuple)) else 1
-    traced = functools.partial(_by_rows, rows=rows, length=length, precision=precision, recompute=recompute, kernel=kernel)
+    traced = functools.partial(
+        _by_rows, rows=rows, length=length, precision=precision, recompute=recompute, kernel=kernel
+    )
     base = traced(_deep(dense, deep, 1))
     nothing = Activations(0, 0, 0)
     beside = traced(_deep(dense, deep, 2)).plus(base, -1) if dense.has_encoder else nothing
@@ -155,21 +165,15 @@ def _traced(shape: ModelConfig, *, rows: int, length: int, precision: str, recom
         if shape.has_encoder:
             source = {"encoder_tokens_BS": tokens, "encoder_segments_BS": tokens, "encoder_positions_BS": places}
         batch = Batch(tokens, tokens, real, segments_BT=tokens, positions_BT=places, **source)
-        peaks: list[int] = []
-        for counted in (True, False):
-            network.zero_grad()
-            living = Living()
-            living.leave_out([*network.parameters(), *network.buffers(), tokens, places, real])
-            hooks = []
-            if not counted:
-                hooks = [p.register_post_accumulate_grad_hook(lambda p: living.forget(p.grad)) for p in network.parameters()]
-            with living:
-                with autocast(precision):
-                    sums, _, _ = make_forward(network, objective, False)(batch)
-                total = sum(sums.values())
-                forward, living.peak = living.peak, living.bytes
-                total.backward()  # type: ignore[union-attr]
-            for hook in hooks:
-                hook.remove()
-            peaks += [forward, living.peak] if counted else [living.peak]
-        return Activations(*peaks)
+        living = Living()
+        living.leave_out([*network.parameters(), *network.buffers(), tokens, places, real])
+        for parameter in network.parameters():
+            parameter.register_post_accumulate_grad_hook(lambda p: living.gradient(p.grad))
+        with living:
+            with autocast(precision):
+                sums, _, _ = make_forward(network, objective, False)(batch)
+            total = sum(sums.values())
+            forward = living.peak
+            living.start_again()
+            total.backward()  # type: ignore[union-attr]
+        return Activations(forward, living.peak, living.ungraded_peak)
