@@ -46,7 +46,9 @@ def test_depth_and_rows_follow_from_few():
 
 
 def test_states_by_optimizer():
-    numbers = {name: states(OptimizerConfig(name=name), 100, 10) for name in ("adamw", "adam", "lion", "muon", "adafactor")}
+    numbers = {
+        name: states(OptimizerConfig(name=name), 100, 10) for name in ("adamw", "adam", "lion", "muon", "adafactor")
+    }
     assert numbers == {"adamw": 220, "adam": 220, "lion": 110, "muon": 120, "adafactor": 110}
     assert states(OptimizerConfig(name="adafactor", betas=(0.0, 0.95)), 100, 10) == 0
 
@@ -69,9 +71,7 @@ def test_a_cut_shape_has_its_share():
 
 def test_times_by_hand():
     assert ring(800.0, 4, 100.0) == 6.0
-    one = step_of(
-        SMALL, Degrees(), H100, flops=989.4e12, rows=1, length=128, precision="bfloat16", utilisation=0.5
-    )
+    one = step_of(SMALL, Degrees(), H100, flops=989.4e12, rows=1, length=128, precision="bfloat16", utilisation=0.5)
     assert one.seconds == one.compute == pytest.approx(2.0)
     two = step_of(
         SMALL, Degrees(data=2), H100, flops=989.4e12, rows=1, length=128, precision="bfloat16", utilisation=0.5
@@ -80,7 +80,14 @@ def test_times_by_hand():
     assert two.compute == pytest.approx(1.0)
     assert two.communication == pytest.approx(2 * gradients / 2 / 450e9)
     again = step_of(
-        SMALL, Degrees(recompute="full"), H100, flops=989.4e12, rows=1, length=128, precision="bfloat16", utilisation=0.5
+        SMALL,
+        Degrees(recompute="full"),
+        H100,
+        flops=989.4e12,
+        rows=1,
+        length=128,
+        precision="bfloat16",
+        utilisation=0.5,
     )
     assert again.seconds == pytest.approx(2.0 * 4 / 3)
 

@@ -61,8 +61,8 @@ def make(
     if not best.fits:
         need, has = best.memory.total / 2**30, ROOM * device.memory / 2**30
         raise Refused(
-            f"{ranks} x {device.name}: the smallest layout needs {need:.1f} GiB on each ({_name(best)}), and {has:.1f} may be used; "
-            "more devices, a shorter context, or a smaller model"
+            f"{ranks} x {device.name}: the smallest layout needs {need:.1f} GiB on each ({_name(best)}), and {has:.1f} may be "
+            "used; more devices, a shorter context, or a smaller model"
         )
     count = _steps(config, best)
     tokens = Batches(rows, length, config.batch_ramp).before(count) * length
@@ -196,8 +196,8 @@ def describe(found: dict[str, Any]) -> str:
         *(f"  {name:<12}{size / 2**30:.3f} GiB" for name, size in memory.items() if name != "total" and size),
         f"work          {found['steps']:,} steps, {found['tokens']:,} tokens ({found['tokens_per_parameter']:.3g} a parameter), "
         f"{found['flops']:.3g} FLOPs",
-        f"speed         {found['tokens_per_second']:,.0f} tokens a second, if products reach {found['utilisation']:.0%} of the peak "
-        f"(an assumption); MFU {found['mfu']:.1%}",
+        f"speed         {found['tokens_per_second']:,.0f} tokens a second, if products reach {found['utilisation']:.0%} of the "
+        f"peak (an assumption); MFU {found['mfu']:.1%}",
         f"  of a step   communication {shares['communication']:.1%}, recomputation {shares['recompute']:.1%}, bubble "
         f"{shares.get('bubble', 0.0):.1%}",
         f"time          {_time(found['seconds'])}, {found['device_hours']:,.1f} device hours",
