@@ -12,6 +12,7 @@ from lmlab.errors import nearest
 from lmlab.model.settings import Architecture
 from lmlab.objective.build import problems
 from lmlab.objective.settings import CausalLM, ObjectiveConfig
+from lmlab.train.live import LiveConfig
 from lmlab.train.measures import TENSOR_HAS_NO_NOISE
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel import ParallelConfig
@@ -43,7 +44,7 @@ class PretrainSchedule(ScheduleConfig):
 class PretrainConfig(Config):
     """Settings of pretraining. With `minutes` the shape, steps and precision are sized to this machine."""
 
-    apart: ClassVar[frozenset[str]] = frozenset({"parallel"})
+    apart: ClassVar[frozenset[str]] = frozenset({"parallel", "live"})
 
     published: str | None = None
     """The optimisation settings of a published model, where the recipe is silent: gpt3-175b, palm-540b, llama-7b, glm-130b and
@@ -92,6 +93,8 @@ class PretrainConfig(Config):
     keep: int = Field(default=2, ge=1)
     parallel: ParallelConfig = ParallelConfig()
     """How several processes (torchrun) share the work."""
+    live: LiveConfig = LiveConfig()
+    """What `lmlab watch` shows of a run beside its curves."""
     before: bool = True
     """Measure the model before training too."""
     baselines: bool = True
