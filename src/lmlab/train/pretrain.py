@@ -159,6 +159,7 @@ def run(context: Context) -> Mapping[str, Any]:
         checkpoint_seconds=config.checkpoint_seconds,
         checkpoint_steps=config.checkpoint_steps,
         keep=config.keep,
+        log_to=config.log_to,
     )
     batches = Batches(plan["rows"], plan["length"], config.batch_ramp)
     ranks = Ranks(config.parallel, join(context.board))

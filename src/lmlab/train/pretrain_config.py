@@ -12,6 +12,7 @@ from lmlab.errors import nearest
 from lmlab.model.settings import Architecture
 from lmlab.objective.build import problems
 from lmlab.objective.settings import CausalLM, ObjectiveConfig
+from lmlab.trackers import LogTo
 from lmlab.train.live import LiveConfig
 from lmlab.train.measures import TENSOR_HAS_NO_NOISE
 from lmlab.train.optimizer import OptimizerConfig
@@ -44,7 +45,7 @@ class PretrainSchedule(ScheduleConfig):
 class PretrainConfig(Config):
     """Settings of pretraining. With `minutes` the shape, steps and precision are sized to this machine."""
 
-    apart: ClassVar[frozenset[str]] = frozenset({"parallel", "live"})
+    apart: ClassVar[frozenset[str]] = frozenset({"parallel", "live", "log_to"})
 
     published: str | None = None
     """The optimisation settings of a published model, where the recipe is silent: gpt3-175b, palm-540b, llama-7b, glm-130b and
@@ -95,6 +96,8 @@ class PretrainConfig(Config):
     """How several processes (torchrun) share the work."""
     live: LiveConfig = LiveConfig()
     """What `lmlab watch` shows of a run beside its curves."""
+    log_to: LogTo = None
+    """Where the numbers go beside metrics.jsonl: tensorboard, wandb (each an extra); null: tensorboard where installed."""
     before: bool = True
     """Measure the model before training too."""
     baselines: bool = True
