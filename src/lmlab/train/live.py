@@ -45,7 +45,7 @@ class LiveConfig(Config):
     """Share of the training time that measuring may take; 0 measures only with `every`."""
     documents: int = Field(default=8, ge=1)
     """Held-out documents that are measured, spread over all."""
-    tokens: int = Field(default=512, ge=2)
+    tokens: int = Field(default=256, ge=2)
     """Tokens of a document that are measured, its first."""
 
     @property
