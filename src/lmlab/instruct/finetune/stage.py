@@ -105,7 +105,8 @@ def run(context: Context) -> Mapping[str, Any]:
         train, batch=config.batch, micro_tokens=config.micro_tokens, pad_id=tokenizer.pad_id, choice=choice,
         seed=_seed(context, "order"),
     )  # fmt: skip
-    training = config.train.model_copy(update={"steps": source.steps(config.epochs)})
+    plan = context.plan(lambda: {"steps": source.steps(config.epochs)})
+    training = config.train.model_copy(update={"steps": plan["steps"]})
     say(
         f"{context.name}: {config.task}, {len(train)} examples ({', '.join(examples.labels) if not choice else 'answers'}), "
         f"{len(test)} to test on; {training.steps} steps of {config.batch}, lm_weight {config.lm_weight:g}"
@@ -121,20 +122,11 @@ def run(context: Context) -> Mapping[str, Any]:
     found = read(load_classifier(context.out / "model")[0], tokenizer, [each.rows for each in test], choice)
     answered = [(int(logits_K.argmax()), logits_K.softmax(0).tolist()) for logits_K, _ in found]
     _write_items(context.out, examples, test, answered, choice)
-    usual = majority(examples.train)
-    commonest = int(usual) if choice else examples.labels.index(str(usual))
-    right = np.array([place == each.label for (place, _), each in zip(answered, test, strict=True)], dtype=float)
-    base = np.array([each.label == commonest for each in test], dtype=float)
     texts = [sum(i not in inputs.special for ids in each.rows for i in ids) for each in test]
-    results = {
+    results: dict[str, Any] = {
         "task": config.task,
         "labels": examples.labels,
-        "accuracy": {
-            "majority": measure.proportion(base.sum(), len(base)).to_json(),
-            "after": measure.proportion(right.sum(), len(right)).to_json(),
-        },
-        "accuracy_over_majority": measure.difference(right, base).to_json(),
-        "majority_label": usual,
+        **_accuracy(examples, test, [place for place, _ in answered], choice),
         "lm_nats_per_token": {
             "before": measure.ratio(before, texts).to_json(),
             "after": measure.ratio([nats for _, nats in found], texts).to_json(),
@@ -170,6 +162,22 @@ def _encoded(inputs: TaskInputs, examples: Sequence[Example], labels: Sequence[s
         Encoded(inputs.encode(each), each.label if isinstance(each.label, int) else places[str(each.label)])
         for each in examples
     ]
+
+
+def _accuracy(examples: Examples, test: Sequence[Encoded], places: Sequence[int], choice: bool) -> dict[str, Any]:
+    """The share of test examples answered rightly, beside that of always saying what most training examples have."""
+    usual = majority(examples.train)
+    commonest = int(usual) if choice else examples.labels.index(str(usual))
+    right = np.array([place == each.label for place, each in zip(places, test, strict=True)], dtype=float)
+    base = np.array([each.label == commonest for each in test], dtype=float)
+    return {
+        "accuracy": {
+            "majority": measure.proportion(base.sum(), len(base)).to_json(),
+            "after": measure.proportion(right.sum(), len(right)).to_json(),
+        },
+        "accuracy_over_majority": measure.difference(right, base).to_json(),
+        "majority_label": usual,
+    }
 
 
 def _write_items(
