@@ -50,6 +50,7 @@ def _stage_verb(name: str, summary: str) -> None:
 for _name, _summary in (
     ("pretrain", "Pretrain a language model."),
     ("sft", "Fine-tune on instructions."),
+    ("finetune", "Fine-tune for one task with a classification head (GPT-1)."),
     ("reward", "Train a reward model."),
     ("ppo", "Align by reinforcement learning (PPO)."),
 ):

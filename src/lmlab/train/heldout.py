@@ -14,11 +14,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from lmlab.corpus.shards import Shards
 from lmlab.corpus.store import documents
 from lmlab.generate.engine import Engine
 from lmlab.generate.weights import Precision
@@ -47,10 +47,17 @@ def piece_tokens(task: Task, layout: Layout) -> int:
     return 1
 
 
+class Documents(Protocol):
+    """Documents as ids, such as token shards hold them."""
+
+    def __len__(self) -> int: ...
+    def document(self, index: int) -> list[int]: ...
+
+
 class Heldout:
     """The held-out documents of a corpus as tokens, and the bytes that these spell."""
 
-    def __init__(self, shard: Shards, tokenizer: Tokenizer, corpus: Path, piece: int) -> None:
+    def __init__(self, shard: Documents, tokenizer: Tokenizer, corpus: Path, piece: int) -> None:
         """`piece`: see `piece_tokens`."""
         self.shard, self.tokenizer, self.corpus, self.piece = shard, tokenizer, corpus, piece
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lmlab.device import quiet_compiling
 from lmlab.train.parallel.layout import Layout
 
 
@@ -147,4 +148,7 @@ def make_forward(network: nn.Module, objective: Objective, compiled: bool) -> Ca
         extra = report(output, batch) if report else {}
         return objective.loss(output, batch), extra, auxiliary_of(output)
 
-    return torch.compile(forward, dynamic=False) if compiled else forward
+    if not compiled:
+        return forward
+    quiet_compiling()
+    return torch.compile(forward, dynamic=False)
