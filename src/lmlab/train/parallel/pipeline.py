@@ -61,10 +61,9 @@ class Pipeline:
         layout, made = self.layout, []
         ranks = layout.tensor if layout.config.sequence else 1
         for stage, part in zip(self.stages, self.parts):
-            arguments = {f"{way}_args": stage.passed(given, ranks, way == "output") for way in ("input", "output")}
-            module = self.network if layout.sharded else part
-            place = (stage.number, layout.config.stages, layout.world.device)
-            made.append(PipelineStage(module, *place, group=layout.mesh.get_group("pipeline"), **arguments))
+            passed = (stage.passed(given, ranks, after) for after in (False, True))
+            where = (self.network if layout.sharded else part, stage.number, layout.config.stages, layout.world.device)
+            made.append(PipelineStage(*where, *passed, group=layout.mesh.get_group("pipeline")))
         kinds: dict[str, Any] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
         kind = kinds.get(layout.config.schedule)
         settings = {"n_microbatches": len(self.batches), "loss_fn": self._loss, "scale_grads": False}

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lmlab.model.block import Block, Seen, Stack
+from lmlab.model.attention import Place
+from lmlab.model.block import Seen, Stack
 from lmlab.model.config import ModelConfig
 from lmlab.model.moe import Routing
 from lmlab.model.transformer import Output, Transformer
@@ -56,7 +57,7 @@ def uses(shape: ModelConfig) -> dict[str, tuple[int, ...]]:
     encoder, decoder = block_counts(shape)
     last = encoder + decoder - 1
     begins = (0, encoder) if encoder else (0,)
-    found = {
+    found: dict[str, tuple[int, ...]] = {
         "embedding": (*begins, last) if shape.tie_embeddings else begins,
         "project_in": begins,
         **dict.fromkeys(("project_out", "head", "head_bias"), (last,)),
@@ -138,58 +139,51 @@ class Stage:
 
     def forward(self, carried: tuple[Tensor, ...], given: dict[str, Any]) -> tuple[Tensor, ...] | Output:
         """What the stage before gave -> what goes to the next one, or of the last the network's output."""
-        network, encoder = self.network, block_counts(self.network.config)[0]
-        rest, routing, told = list(carried), Routing(), None
-        if network.config.moe is not None:
-            tokens = given["tokens_BT"]
-            told = rest.pop() if rest else torch.zeros(3, dtype=_wide(network), device=tokens.device)
-        x = memory = None
+        encoder, rest, routing = block_counts(self.network.config)[0], list(carried), Routing()
+        told = self._told(rest, given["tokens_BT"].device)
+        memory = rest.pop() if self.span.start >= encoder > 0 else None
+        x = rest.pop() if rest else None
         if self.span.start < encoder:
-            assert network.encoder is not None
-            seen = self._source(given)
-            x = rest.pop() if rest else network.encoder.placed(self._embedded(given["encoder_tokens_BS"]), seen.positions_BT, None)
-            x = self._through(network.encoder, range(self.span.start, min(self.span.stop, encoder)), x, seen, routing)
-            memory = x
-        elif encoder:
-            memory = rest.pop()
+            x, memory = None, self._encoded(x, given, routing)
         if self.span.stop > encoder:
-            seen = self._target(given)
-            blocks = range(max(self.span.start - encoder, 0), self.span.stop - encoder)
-            x = rest.pop() if rest else network.placed(
-                self._embedded(given["tokens_BT"]), seen.positions_BT, given.get("block_positions_BT")
-            )
-            cross = None
-            if memory is not None:
-                masks = given.get("encoder_segments_BS"), given.get("encoder_padding_BS")
-                cross = network.crossed(seen, memory, *masks)
-            x = self._through(network, blocks, x, seen, routing, memory, cross)
+            x = self._decoded(x, memory, given, routing)
         told = None if told is None else _added(told, routing)
-        assert x is not None
         if self.last:
+            assert x is not None
             return self._output(x, told)
-        found = [x] if self.span.stop <= encoder or memory is None else [x, memory]
-        return *(each.to(_kind(network)).contiguous() for each in found), *([] if told is None else [told])
+        found = (each.to(_kind(self.network)).contiguous() for each in (x, memory) if each is not None)
+        return *found, *([] if told is None else [told])
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
-        return self.network._embed(tokens)
+    def _told(self, rest: list[Tensor], device: torch.device) -> Tensor | None:
+        if self.network.config.moe is None:
+            return None
+        return rest.pop() if rest else torch.zeros(3, dtype=_wide(self.network), device=device)
 
-    def _source(self, given: dict[str, Any]) -> Seen:
-        assert self.network.encoder is not None
-        named = ("encoder_tokens_BS", "encoder_positions_BS", "encoder_segments_BS", "encoder_padding_BS")
-        return self.network.encoder.seen(*(given.get(name) for name in named), None, self.network.kernel)  # type: ignore[arg-type]
+    def _encoded(self, x_BSD: Tensor | None, given: dict[str, Any], routing: Routing) -> Tensor:
+        """Through this stage's blocks of the encoder."""
+        stack, named = self.network.encoder, ("tokens_BS", "positions_BS", "segments_BS", "padding_BS")
+        assert stack is not None
+        tokens_BS, *rest = (given.get(f"encoder_{name}") for name in named)
+        seen = stack.seen(tokens_BS, *rest, None, self.network.kernel)  # type: ignore[arg-type]
+        if x_BSD is None:
+            x_BSD = stack.placed(self.network._embed(tokens_BS), seen.positions_BT, None)  # type: ignore[arg-type]
+        return _through(stack, range(self.span.start, min(self.span.stop, len(stack.blocks))), x_BSD, seen, routing)
 
-    def _target(self, given: dict[str, Any]) -> Seen:
-        named = ("tokens_BT", "positions_BT", "segments_BT", "padding_BT", "prefix_B")
-        return self.network.seen(*(given.get(name) for name in named), self.network.kernel)  # type: ignore[arg-type]
-
-    def _through(
-        self, stack: Stack, blocks: range, x: Tensor, seen: Seen, routing: Routing, memory: Any = None, cross: Any = None
+    def _decoded(
+        self, x_BTD: Tensor | None, memory_BSD: Tensor | None, given: dict[str, Any], routing: Routing
     ) -> Tensor:
-        routing.real_N = seen.real_N
-        for at in blocks:
-            x = stack.blocks[at](x, seen.place, routing, memory, cross)
-        ends = blocks.stop == len(stack.blocks) and stack.final_norm is not None
-        return stack.final_norm(x) if ends else x  # type: ignore[misc]
+        """Through this stage's blocks of the decoder."""
+        network, named = self.network, ("positions_BT", "segments_BT", "padding_BT", "prefix_B")
+        before, tokens_BT = block_counts(network.config)[0], given["tokens_BT"]
+        seen = network.seen(tokens_BT, *(given.get(name) for name in named), network.kernel)  # type: ignore[arg-type]
+        if x_BTD is None:
+            x_BTD = network.placed(network._embed(tokens_BT), seen.positions_BT, given.get("block_positions_BT"))
+        cross = None
+        if memory_BSD is not None:
+            masks = given.get("encoder_segments_BS"), given.get("encoder_padding_BS")
+            cross = network.crossed(seen, memory_BSD, *masks)
+        blocks = range(max(self.span.start - before, 0), self.span.stop - before)
+        return _through(network, blocks, x_BTD, seen, routing, memory_BSD, cross)
 
     def _output(self, x_BTD: Tensor, told: Tensor | None) -> Output:
         output, moe = self.network._output(x_BTD, Routing()), self.network.config.moe
@@ -198,6 +192,23 @@ class Stage:
             output.auxiliary = {"balance": told[0] / layers, "router_z": told[1] / layers, "expert_load": told[2]}
             output.penalty = moe.balance_loss * told[0] + moe.z_loss * told[1]
         return output
+
+
+def _through(
+    stack: Stack,
+    blocks: range,
+    x: Tensor,
+    seen: Seen,
+    routing: Routing,
+    memory: Tensor | None = None,
+    cross: Place | None = None,
+) -> Tensor:
+    """Some blocks of a stack, and its final norm after the last."""
+    routing.real_N = seen.real_N
+    for at in blocks:
+        x = stack.blocks[at](x, seen.place, routing, memory, cross)
+    ends = blocks.stop == len(stack.blocks)
+    return stack.final_norm(x) if ends and stack.final_norm is not None else x
 
 
 def _kind(network: nn.Module) -> torch.dtype:
