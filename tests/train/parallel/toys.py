@@ -135,9 +135,7 @@ def network_of(kind: str, dtype: torch.dtype = torch.float64, **changed) -> Tran
     return Transformer(model_of(kind).model_copy(update=changed)).initialise(1).to(dtype)
 
 
-def gradients(
-    kind: str, dtype: torch.dtype, layout: Layout, micro_batches: int = 2
-) -> tuple[float, dict[str, Tensor]]:
+def gradients(kind: str, dtype: torch.dtype, layout: Layout, micro_batches: int = 2) -> tuple[float, dict[str, Tensor]]:
     """The first step's loss and whole gradients, before clipping."""
     network, objective = network_of(kind, dtype).train(), objective_of(kind)
     parallelize(network, layout)
