@@ -3,12 +3,13 @@
 import itertools
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import DEEP, MODELS
 from torch.distributed.pipelining import ScheduleGPipe, ScheduleInterleaved1F1B
+from toys import DEEP, MODELS
 
 from lmlab.train.parallel import Layout, ParallelConfig, misfits
 from lmlab.train.parallel.schedules import bubble_share, held, run, spans
@@ -51,10 +52,8 @@ def orders(schedule: str, ranks: int, micro_batches: int, each: int) -> list[lis
         )
         for each_of in range(each)
     ]
-    if schedule == "interleaved-1f1b":
-        made = ScheduleInterleaved1F1B(stages, **count)  # type: ignore[arg-type]
-    else:
-        made = ScheduleGPipe(stages[0], **count)  # type: ignore[arg-type]
+    pair = (ScheduleInterleaved1F1B, stages) if schedule == "interleaved-1f1b" else (ScheduleGPipe, stages[0])
+    made: Any = pair[0](pair[1], **count)  # type: ignore[arg-type]
     acts = [
         [a for a in made.pipeline_order[rank] if a is not None and a.microbatch_index is not None]
         for rank in range(ranks)
