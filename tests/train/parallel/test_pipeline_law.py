@@ -87,9 +87,10 @@ def test_pipeline_by_tensor(ranks, tmp_path, kind, dtype, bound):
 @pytest.mark.parametrize(("dtype", "bound"), DTYPES)
 def test_pipeline_by_data_by_tensor(ranks, tmp_path, kind, dtype, bound):
     """Eight ranks."""
-    layouts = [changed(ALTERNATING, tensor=2, zero=stage) for stage in (0, 1, 3)]
-    hold_gradients(ranks, kind, dtype, layouts, 8, first_step(dtype, bound))
-    hold_curves(ranks, tmp_path, kind, layouts, 8, bound, dtype=dtype)
+    for stage in (1, 3):
+        layouts = [changed(ALTERNATING, tensor=2, zero=stage)]
+        hold_gradients(ranks, kind, dtype, layouts, 8, first_step(dtype, bound))
+        hold_curves(ranks, tmp_path, kind, layouts, 8, bound, dtype=dtype)
 
 
 @pytest.mark.slow
