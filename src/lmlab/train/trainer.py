@@ -33,7 +33,7 @@ from lmlab.train.parallel.layout import Layout
 from lmlab.train.ramp import Batches
 from lmlab.train.schedule import ScheduleConfig, rate
 from lmlab.train.stability import Detector, Journal, SpikeConfig
-from lmlab.train.step import Objective, Source, accumulate, make_forward, matrix_library
+from lmlab.train.step import Objective, Source, make_step, matrix_library
 from lmlab.train.stop import Stop
 
 
@@ -123,8 +123,9 @@ class _Run:
         self.network, self.objective, self.source = parallelize(network, layout, config.compile), objective, source
         self.config, self.context, self.tokens, self.folder, self.batches = config, context, tokens, folder, batches
         self.optimizers = make_optimizers(network, config.optimizer, layout.owns)
-        self.forward = make_forward(network, objective, config.compile and not layout.several)
+        self.accumulate = make_step(network, objective, layout, config.precision, config.compile)
         self.trained = [p for p in network.parameters() if p.requires_grad]
+        self.measured = [p for n, p in network.named_parameters() if p.requires_grad and layout.counts(n)]
         self.average = Average(network, config.ema) if config.ema is not None else None
         self.detector, self.journal = Detector(config.spikes), Journal()
         self.noise = NoiseScale(self.trained, layout) if config.noise_scale_every else None
@@ -147,7 +148,7 @@ class _Run:
                     raise Stopped(
                         f"{context.name}: stopped before step {step} and saved; the same command goes on from there"
                     )
-                torch.manual_seed((context.seed << 32) + step + (self.layout.share[0] << 24))
+                torch.manual_seed((context.seed << 32) + step + (self.layout.stream << 24))
                 back = self.step(step)
                 if back is not None:
                     advance(back - step, f"back to step {back}")
@@ -240,13 +241,13 @@ class _Run:
         self.network.train()
         measured = self.noise if self.noise and step % (self.config.noise_scale_every or 1) == 0 else None
         after_each = measured.begin() if measured else None
-        metrics = accumulate(self.forward, self.objective, batches, self.config.precision, after_each, self.layout)
+        metrics = self.accumulate(batches, after_each)
         self.layout.finish(self.network)
         if self.config.layer_norms_every and step % self.config.layer_norms_every == 0:
-            metrics |= layer_norms(self.network)
+            metrics |= self.layout.along(layer_norms(self.network))
         if measured is not None:
             metrics |= measured.end([sum(self.objective.count(batch).values()) for batch in batches])
-        metrics["grad_norm"] = clip(self.trained, self.config.clip, self.layout.agree)
+        metrics["grad_norm"] = clip(self.trained, self.config.clip, self.layout.norm, self.measured)
         metrics["loss"] = self.layout.agree(metrics["loss"])  # what is done about a spike follows from these two
         reason = self._spike(step, metrics)
         if reason is not None:
