@@ -81,11 +81,11 @@ def project(
     queries: np.ndarray,
     fresh: np.ndarray,
 ) -> None:  # pragma: no cover (compiled)
-    """Queries (N, H, K) and fresh keys and values (N, 2, G, K) of rows `first` to `last` of x (N, D); these into the cache
-    (rows, 2, G, S, K) too, unless it is empty. float32, or int16 with the bits of bfloat16; queries may be longer than K."""
+    """Queries (N, H, P) and fresh keys and values (N, 2, G, P) of rows `first` to `last` of x (N, D); these into the cache
+    (rows, 2, G, S, K) too, unless it has no slots. float32, or int16 with the bits of bfloat16; P is K, or K + 1."""
     gains, eps, cos, sin = rotation
     _, H, _ = queries.shape
-    _, _, G, K = fresh.shape
+    G, K = cache.shape[2], cache.shape[4]
     together = min(TOGETHER, last - first)
     normed, projected = np.empty((together, x.shape[1]), np.float32), np.empty((together, matrix[1]), np.float32)
     for begin in range(first, last, together):
@@ -108,52 +108,50 @@ def project(
                         to, of = fresh[r, part, g], here[begins : begins + K]
                         for k in range(K):
                             to[k] = kept(of[k], fresh)
-                        if len(cache):
+                        if cache.shape[3]:
                             slot = cache[row, part, g, position]
                             for k in range(K):
                                 slot[k] = kept(of[k], cache)
 
 
 @_compiled
-def _lay(kind: int, row: np.ndarray, like: np.ndarray, spare: np.ndarray) -> None:  # pragma: no cover (compiled)
-    """A key or value (K,) as `kind` has it, zeros behind it: float32 numbers or bfloat16 bits in `spare` (int32 words)."""
-    K = len(row)
-    if kind == FLOAT32:
-        numbers = spare.view(np.float32)
-        for k in range(K):
-            numbers[k] = read(row[k])
-    else:
-        for k in range(K):
-            like[k] = kept(read(row[k]), like)
+def _recall(held: int, row: int, g: int, cache: np.ndarray, like: np.ndarray) -> np.ndarray:  # pragma: no cover (compiled)
+    """Keys and values (held, 2, K) that stand in the cache, as `like` has its numbers, behind them zeros."""
+    K = cache.shape[4]
+    found = np.zeros((held, 2, like.shape[3]), like.dtype)
+    for at in range(held):
+        for part in range(2):
+            to, of = found[at, part], cache[row, part, g, at]
+            for k in range(K):
+                to[k] = kept(read(of[k]), like)
+    return found
 
 
 @_compiled
 def _lay_out(
-    kind: int, at: int, key: np.ndarray, value: np.ndarray, spare: np.ndarray, keys: np.ndarray, values: np.ndarray
+    pairs: bool, at: int, new: np.ndarray, keys: np.ndarray, values: np.ndarray
 ) -> None:  # pragma: no cover (compiled)
-    """Token `at`'s key and value to where the kernel reads them: keys (panels, words, 48), values (panels, pairs or
-    tokens, 48), 4 bytes each."""
-    K = len(key)
-    halves = spare.view(np.int16)
-    _lay(kind, key, halves, spare)
-    panel, lane = at // PANEL, at % PANEL
-    for word in range(keys.shape[1]):
-        keys[panel, word, lane] = spare[word]
-    _lay(kind, value, halves, spare)
-    for part in range(len(values)):
-        width = min(PANEL, K - part * PANEL)
-        if kind == FLOAT32:
-            line, of = values[part, at], spare[part * PANEL :]
-            for k in range(width):
-                line[k] = of[k]
-        else:
-            line, bits = values[part, at // 2], halves[part * PANEL :]
-            if at % 2 == 0:
-                for k in range(width):
-                    line[k] = np.int32(bits[k]) & np.int32(0xFFFF)
+    """Tokens `at` and on, new (T, 2, K), to where the kernel reads them: keys (panels, words, 48), values (panels, pairs
+    or tokens, 48), 4 bytes each."""
+    words = new.view(np.int32)
+    panels, length, _ = values.shape
+    for t in range(len(new)):
+        key, to, lane = words[t, 0], keys[(at + t) // PANEL], (at + t) % PANEL
+        for word in range(keys.shape[1]):
+            to[word, lane] = key[word]
+        for part in range(panels):
+            if pairs:
+                line, of = values[part, (at + t) // 2], new[t, 1, part * PANEL : (part + 1) * PANEL]
+                if (at + t) % 2 == 0:
+                    for k in range(len(of)):
+                        line[k] = np.int32(of[k]) & np.int32(0xFFFF)
+                else:
+                    for k in range(len(of)):
+                        line[k] |= np.int32(of[k]) << np.int32(16)
             else:
-                for k in range(width):
-                    line[k] |= np.int32(bits[k]) << np.int32(16)
+                line, number = values[part, at + t], words[t, 1, part * PANEL : (part + 1) * PANEL]
+                for k in range(len(number)):
+                    line[k] = number[k]
 
 
 @_compiled
@@ -180,7 +178,7 @@ def attend_prompts(
 
     queries (N, H words) int32, whatever 4 bytes are: float32, or pairs of bfloat16; cache and fresh as in `project`.
     """
-    _, _, G, K = fresh.shape
+    G, K = cache.shape[2], cache.shape[4]
     R = out.shape[1] // (G * K)
     words = queries.shape[1] // (G * R)
     together = 1 if kind == FLOAT32 else 2
@@ -199,7 +197,6 @@ def attend_prompts(
     shares = scores.view(np.int32) if kind == FLOAT32 else np.zeros((ROWS, steps), np.int32)
     halves = shares.view(np.int16)
     tile, inverse = np.empty((ROWS, PANEL), np.float32), np.empty(ROWS, np.float32)
-    spare = np.zeros(value_panels * PANEL + PANEL, np.int32)
     no_scale, no_pairs = np.empty((0, 0, 2), np.float32), np.empty(0, np.int16)
     for each in range(len(spans)):
         place, count, query, own, held, row = spans[each]
@@ -208,11 +205,9 @@ def attend_prompts(
             continue
         before = held + query - own - place  # added to a row: its position
         for g in range(G):
-            for at in range(before + end):
-                if at < held:
-                    _lay_out(kind, at, cache[row, 0, g, at], cache[row, 1, g, at], spare, keys, values)
-                else:
-                    _lay_out(kind, at, fresh[own + at - held, 0, g], fresh[own + at - held, 1, g], spare, keys, values)
+            if held:
+                _lay_out(together == 2, 0, _recall(held, row, g, cache, fresh), keys, values)
+            _lay_out(together == 2, held, fresh[own : own + before + end - held, :, g], keys, values)
             for h in range(g * R, (g + 1) * R):
                 for t in range(begin, end, ROWS):
                     n = min(ROWS, end - t)
@@ -268,7 +263,7 @@ def finish(
     rest as in `attend_prompts`."""
     output, up, down = matrices
     together = min(TOGETHER, last - first)
-    K = fresh.shape[3]
+    K = cache.shape[4]
     heads = queries.shape[1] // (K if kind == FLOAT32 else (K + 1) // 2)
     mixed = np.empty((together, heads * K), np.float32)
     for begin in range(first, last, together):
@@ -312,9 +307,9 @@ def read_prompts(
     H, G, K = heads
     kind = attention_kind(narrow)
     number = np.float32 if kind == FLOAT32 else np.int16
-    queries = np.zeros((len(x), H, K if kind == FLOAT32 else K + K % 2), number)
+    P = K if kind == FLOAT32 else K + K % 2
+    queries, fresh = np.zeros((len(x), H, P), number), np.zeros((len(x), 2, G, P), number)
     words = queries.reshape(len(x), -1).view(np.int32)
-    fresh = np.empty((len(x), 2, G, K), number)
     none = np.empty((0, 2, G, 0, K), number)
     scale = np.float32(K**-0.5)
     every = np.array(spans)
