@@ -27,6 +27,9 @@ from lmlab.generate.step import normalise, think
 TOGETHER = 128
 """Rows that go through a layer at a time (64 to 256 are within 3%; measured)."""
 
+NEVER = 1 << 62
+"""A place behind all tokens."""
+
 NormArrays = tuple[bool, np.float32, np.ndarray, np.ndarray]
 
 
@@ -115,7 +118,9 @@ def project(
 
 
 @_compiled
-def _recall(held: int, row: int, g: int, cache: np.ndarray, like: np.ndarray) -> np.ndarray:  # pragma: no cover (compiled)
+def _recall(
+    held: int, row: int, g: int, cache: np.ndarray, like: np.ndarray
+) -> np.ndarray:  # pragma: no cover (compiled)
     """Keys and values (held, 2, K) that stand in the cache, as `like` has its numbers, behind them zeros."""
     K = cache.shape[4]
     found = np.zeros((held, 2, like.shape[3]), like.dtype)
@@ -130,28 +135,43 @@ def _recall(held: int, row: int, g: int, cache: np.ndarray, like: np.ndarray) ->
 @_compiled
 def _lay_out(
     pairs: bool, at: int, new: np.ndarray, keys: np.ndarray, values: np.ndarray
-) -> None:  # pragma: no cover (compiled)
+) -> int:  # pragma: no cover (compiled)
     """Tokens `at` and on, new (T, 2, K), to where the kernel reads them: keys (panels, words, 48), values (panels, pairs
-    or tokens, 48), 4 bytes each."""
+    or tokens, 48), 4 bytes each. The first token of them whose value is no number, which is laid out as zeros: a tile
+    multiplies what its earlier rows do not see by 0."""
     words = new.view(np.int32)
-    panels, length, _ = values.shape
+    exponent = np.int32(0x7F80 if pairs else 0x7F800000)
+    broken = NEVER
     for t in range(len(new)):
         key, to, lane = words[t, 0], keys[(at + t) // PANEL], (at + t) % PANEL
         for word in range(keys.shape[1]):
             to[word, lane] = key[word]
-        for part in range(panels):
+        top = np.int32(0)
+        if pairs:
+            value = new[t, 1]
+            for k in range(len(value)):
+                top = max(top, np.int32(value[k]) & exponent)
+        else:
+            number = words[t, 1]
+            for k in range(len(number)):
+                top = max(top, number[k] & exponent)
+        mask = np.int32(0xFFFF if pairs else -1)
+        if top == exponent:
+            mask, broken = np.int32(0), min(broken, at + t)
+        for part in range(len(values)):
             if pairs:
                 line, of = values[part, (at + t) // 2], new[t, 1, part * PANEL : (part + 1) * PANEL]
                 if (at + t) % 2 == 0:
                     for k in range(len(of)):
-                        line[k] = np.int32(of[k]) & np.int32(0xFFFF)
+                        line[k] = np.int32(of[k]) & mask
                 else:
                     for k in range(len(of)):
-                        line[k] |= np.int32(of[k]) << np.int32(16)
+                        line[k] |= (np.int32(of[k]) & mask) << np.int32(16)
             else:
                 line, number = values[part, at + t], words[t, 1, part * PANEL : (part + 1) * PANEL]
                 for k in range(len(number)):
-                    line[k] = number[k]
+                    line[k] = number[k] & mask
+    return broken
 
 
 @_compiled
@@ -205,9 +225,11 @@ def attend_prompts(
             continue
         before = held + query - own - place  # added to a row: its position
         for g in range(G):
+            broken = NEVER
             if held:
-                _lay_out(together == 2, 0, _recall(held, row, g, cache, fresh), keys, values)
-            _lay_out(together == 2, held, fresh[own : own + before + end - held, :, g], keys, values)
+                broken = _lay_out(together == 2, 0, _recall(held, row, g, cache, fresh), keys, values)
+            new = fresh[own : own + before + end - held, :, g]
+            broken = min(broken, _lay_out(together == 2, held, new, keys, values))
             for h in range(g * R, (g + 1) * R):
                 for t in range(begin, end, ROWS):
                     n = min(ROWS, end - t)
@@ -224,6 +246,8 @@ def attend_prompts(
                     for i in range(n):
                         own_seen, line = seen - n + 1 + i, scores[i]
                         inverse[i] = np.float32(1) / weigh(line, powers, bits, own_seen)
+                        if own_seen > broken:
+                            inverse[i] = np.float32(np.nan)
                         if kind == FLOAT32:
                             for s in range(seen - own_seen):
                                 line[own_seen + s] = np.float32(0)
