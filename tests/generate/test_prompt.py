@@ -11,7 +11,7 @@ from lmlab.generate.cache import Cache
 from lmlab.generate.decoder import Decoder
 from lmlab.generate.decoders import last_states
 from lmlab.generate.module_decoder import ModuleDecoder
-from lmlab.generate.prompt import Span, attend_prompts, attention_kind, last_rows, spans_of
+from lmlab.generate.prompt_attention import Span, attend_prompts, attention_kind, last_rows, spans_of
 from lmlab.generate.simd import FLOAT32, KINDS, available
 from lmlab.generate.weights import Precision
 from lmlab.model.config import ModelConfig

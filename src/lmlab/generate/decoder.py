@@ -23,7 +23,8 @@ from lmlab.generate.attend import chunks
 from lmlab.generate.cache import Cache
 from lmlab.generate.kernels import attend_cached, attend_parallel, parts, spread
 from lmlab.generate.packed import rowwise
-from lmlab.generate.prompt import CompiledLayer, Rotation, read_prompts, spans_of
+from lmlab.generate.prompt import CompiledLayer, Rotation, read_prompts
+from lmlab.generate.prompt_attention import spans_of
 from lmlab.generate.simd import ROWS
 from lmlab.generate.step import ACTIVATION_CODES, layer_step
 from lmlab.generate.weights import Layer, Norm, Precision, head_of, lay_out, scale_to_unit
