@@ -33,7 +33,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-import transformers
 
 import lmlab
 from generate_cpu import machine
@@ -91,6 +90,8 @@ def harness(folder: Path, options: argparse.Namespace) -> Callable[[Pairs], list
 
 def plain_loop(folder: Path, options: argparse.Namespace) -> Callable[[Pairs], list[float]]:
     """One pass a batch over joined, padded sequences, the longest first."""
+    import transformers
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     model = model.to(torch.bfloat16) if options.precision == "bfloat16" else model
