@@ -18,6 +18,7 @@ from lmlab.generate.cache import Cache, Row
 from lmlab.generate.compiled import CompiledDecoder
 from lmlab.generate.constrain import Constraint
 from lmlab.generate.decoders import AnyDecoder
+from lmlab.generate.infill import Blank
 from lmlab.generate.prefixes import Key, Prefixes
 from lmlab.generate.sampling import Chooser, Sampling, likeliest, penalise, uniforms
 from lmlab.generate.text import TextStream
@@ -34,7 +35,7 @@ Given = tuple[tuple[int, ...] | None, tuple[int, ...]]
 @dataclass(eq=False)
 class Request:
     """One answer under way. `limit` is how many tokens it may have, `source` what the encoder reads where there is one
-    (the prompt is then what the decoder begins with)."""
+    (the prompt is then what the decoder begins with), or, of a model with GLM's two positions, its `Blank`."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
@@ -66,6 +67,11 @@ class Request:
     def given(self) -> Given:
         """What is computed before the first token is chosen."""
         return self.source, self.prompt
+
+    @property
+    def said(self) -> tuple[int, ...]:
+        """The tokens that were given: the source's where there is one."""
+        return self.prompt if self.source is None or isinstance(self.source, Blank) else self.source
 
     @property
     def draw(self) -> float:
@@ -257,7 +263,8 @@ class Scheduler:
                 prefix=True,
             )
             self.prefilled_tokens += len(hidden_ND)
-            self.prefilled_tokens += sum(map(len, {request.source for request in batch if request.source is not None}))
+            sources = {request.source for request in batch if request.said is request.source}
+            self.prefilled_tokens += sum(len(source or ()) for source in sources)
             lengths = [len(request.prompt) - starts[row] for row, request in zip(rows, batch)]
             ends = torch.tensor(lengths, device=hidden_ND.device).cumsum(0) - 1
             logits |= dict(zip([request.given for request in batch], self.decoder.logits(hidden_ND[ends])))
@@ -298,7 +305,7 @@ def _adjusted(batch: Sequence[Request], logits_BV: Tensor) -> Tensor | None:
     for row in rows:
         request = batch[row]
         if request.sampling.penalised:
-            drawn_BV[row] = penalise(drawn_BV[row], request.sampling, request.source or request.prompt, request.ids)
+            drawn_BV[row] = penalise(drawn_BV[row], request.sampling, request.said, request.ids)
         if request.constraint is not None:
             masked_V = request.constraint.mask(drawn_BV[row])
             if masked_V is None:

@@ -42,9 +42,14 @@ def untouched(model: nn.Module) -> Iterator[None]:
         _given.reset(given)
 
 
+def is_untouched() -> bool:
+    """Whether a model is being laid out that nothing has written to."""
+    return _given.get() is not None
+
+
 def as_it_is(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight in a type: itself within `untouched`, where it has the type already; else a copy."""
-    return weight.detach().to(dtype, copy=_given.get() is None)
+    return weight.detach().to(dtype, copy=not is_untouched())
 
 
 def give_back(weight: Tensor) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmlab.generate.mapped import is_untouched
 from lmlab.generate.weights import Linear, Precision
 from lmlab.model.feed_forward import FeedForward
 from lmlab.model.moe import Experts, MoE, Routing
@@ -89,8 +90,10 @@ class PackedMoE(MoE):
 
 @torch.no_grad()
 def packed(model: Transformer, precision: Precision) -> Transformer:
-    """The model as it is now, with packed matrices. Embeddings and norms are copied in float32."""
-    heavy = [m for m in model.modules() if isinstance(m, (nn.Linear, Experts))]
+    """The model as it is now, with packed matrices. Embeddings and norms are copied in float32, but for the tables of a
+    model that is as its file (`mapped.untouched`)."""
+    kinds = (nn.Linear, Experts, nn.Embedding) if is_untouched() else (nn.Linear, Experts)
+    heavy = [m for m in model.modules() if isinstance(m, kinds)]
     shared = {id(p): p for m in heavy for p in m.parameters(recurse=False)}  # packed below: one copy is enough
     made = copy.deepcopy(model, shared).float().eval() if _is_float32(model) else copy.deepcopy(model).float().eval()
     for name, module in list(made.named_modules()):

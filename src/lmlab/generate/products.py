@@ -196,13 +196,11 @@ class Panels:
         self.weights = _memory.take(self.panels * PANEL * self.block * self.blocks * bits // 8)
         laid = torch.from_numpy(self.weights).view(self.panels, -1)
         scales, pairs = [], []
-        for rows in torch.arange(self.outputs).split(max(1, TOGETHER // self.inputs // PANEL) * PANEL):
-            first, end = int(rows[0]), int(rows[-1]) + 1
-            part = weight[first:end].detach().float()
-            part = part if gain is None else part * gain
-            panels, scale, pair = self._lay(F.pad(part, (0, 0, 0, -len(part) % PANEL)))
-            laid[first // PANEL : -(-end // PANEL)] = panels.reshape(len(panels), -1).view(torch.uint8)
-            give_back(weight[first:end])
+        step = max(1, TOGETHER // self.inputs // PANEL)
+        for panel in range(0, self.panels, step):
+            part = weight[panel * PANEL : (panel + step) * PANEL].detach()
+            scale, pair = self._lay(part, gain, laid[panel : panel + step])
+            give_back(part)
             scales.append(scale)
             pairs.append(pair)
         offset = torch.zeros(self.panels * PANEL)
@@ -211,23 +209,34 @@ class Panels:
         arrays = (torch.cat(scales).float().numpy(), offset.numpy(), torch.cat(pairs).numpy())
         self.packed: Packed = (kind, self.outputs, self.block, self.blocks, self.weights, *arrays)
 
-    def _lay(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Whole panels of rows: (weights, a panel first; scale of each output; int4's pairs)."""
-        scale, pairs = torch.ones(len(weight)), torch.zeros(0, dtype=torch.int16)
+    def _lay(self, weight: Tensor, gain: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows into their panels, `out` (panels, bytes); returns the scale of each output, and int4's pairs."""
+        scale, pairs = torch.ones(len(out) * PANEL), torch.zeros(0, dtype=torch.int16)
+        if self.kind == FLOAT32:  # in place: pieces that come and go leave C's heap in holes (150 MiB, measured)
+            whole = len(weight) // PANEL
+            laid = out.view(torch.float32).view(len(out), self.inputs, PANEL)
+            laid[:whole] = weight[: whole * PANEL].reshape(whole, PANEL, self.inputs).transpose(1, 2)
+            for rest in laid[whole:]:
+                rest.zero_()[:, : len(weight) - whole * PANEL] = weight[whole * PANEL :].T
+            if gain is not None:
+                laid *= gain[:, None]
+            return scale, pairs
+        weight = F.pad(weight.float() if gain is None else weight.float() * gain, (0, 0, 0, -len(weight) % PANEL))
         padding = (0, self.blocks * self.block - self.inputs)
-        if self.kind == FLOAT32:
-            return _paneled(weight, 1), scale, pairs
         if self.kind == BFLOAT16:
-            return _paneled(F.pad(weight.bfloat16(), padding), 2), scale, pairs
-        if self.kind == INT8:
+            found = _paneled(F.pad(weight.bfloat16(), padding), 2)
+        elif self.kind == INT8:
             codes, scale = round_int8(weight)
-            return _paneled(F.pad(codes, padding), 2), scale, pairs
-        codes, step, low = round_int4(weight, self.block)
-        both = torch.stack((step, low)).view(2, -1, PANEL, self.blocks).permute(1, 3, 0, 2)
-        pairs = both.contiguous().bfloat16().view(torch.int16).reshape(-1)
-        eight = codes.view(len(weight) // PANEL, PANEL, -1, 8).int()
-        places = torch.tensor([4 * (i // 2) + 16 * (i % 2) for i in range(8)], dtype=torch.int32)
-        return (eight << places).sum(-1, dtype=torch.int32).transpose(1, 2), scale, pairs
+            found = _paneled(F.pad(codes, padding), 2)
+        else:
+            codes, step, low = round_int4(weight, self.block)
+            both = torch.stack((step, low)).view(2, -1, PANEL, self.blocks).permute(1, 3, 0, 2)
+            pairs = both.contiguous().bfloat16().view(torch.int16).reshape(-1)
+            eight = codes.view(len(out), PANEL, -1, 8).int()
+            places = torch.tensor([4 * (i // 2) + 16 * (i % 2) for i in range(8)], dtype=torch.int32)
+            found = (eight << places).sum(-1, dtype=torch.int32).transpose(1, 2)
+        out[:] = found.reshape(len(out), -1).view(torch.uint8)
+        return scale, pairs
 
     @property
     def bytes(self) -> int:

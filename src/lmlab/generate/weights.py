@@ -47,9 +47,7 @@ class Linear:
     `gain` (in,) is multiplied into the columns of W.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, precision: Precision, gain: Tensor | None = None
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision, gain: Tensor | None = None) -> None:
         kind = kind_of(precision, weight.shape[1]) if weight.device.type == "cpu" else None
         self.panels = None if kind is None else Panels(weight, bias, kind, gain)
         if self.panels is not None:
@@ -67,6 +65,7 @@ class Linear:
         self.packed = weight.device.type == "cpu" and _can_pack(self.dtype)
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
+            give_back(weight)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.panels is not None:
