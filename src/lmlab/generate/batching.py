@@ -19,7 +19,7 @@ from lmlab.generate.compiled import CompiledDecoder
 from lmlab.generate.constrain import Constraint
 from lmlab.generate.decoders import AnyDecoder
 from lmlab.generate.infill import Blank
-from lmlab.generate.prefixes import Key, Prefixes
+from lmlab.generate.prefixes import Key, Prefixes, shareable
 from lmlab.generate.sampling import Chooser, Sampling, likeliest, penalise, uniforms
 from lmlab.generate.text import TextStream
 
@@ -127,8 +127,7 @@ class Scheduler:
         self.prefilled_tokens = 0
         """Prompt tokens that were computed so far: samples that share a prompt count it once, and so does what
         prompts begin with in common, in whole blocks."""
-        # A prompt that is read in both directions has no beginning of its own.
-        self.shared = Prefixes(prefix_bytes if decoder.config.architecture == "causal-decoder" else 0)
+        self.shared = Prefixes(prefix_bytes if shareable(decoder.config) else 0)
         self._prompts: Counter[Given] = Counter()
         self._prefixes: dict[Given, _Prefix] = {}
         self._chooser: Chooser | None = None

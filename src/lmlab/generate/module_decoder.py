@@ -20,7 +20,7 @@ from lmlab.errors import Refused
 from lmlab.generate.attend import Terms, attend_slots, attend_tokens, visible
 from lmlab.generate.cache import Beside, Cache, Memory
 from lmlab.generate.infill import Blank, sees, two_positions
-from lmlab.generate.packed import packed, rowwise
+from lmlab.generate.packed import Queues, packed, rowwise
 from lmlab.generate.weights import Linear, Precision, head_precision
 from lmlab.model.attention import Attention
 from lmlab.model.moe import Routing
@@ -47,6 +47,14 @@ class ModuleDecoder:
             raise Refused(
                 "the engine does not generate or score with position glm-2d and a sparse attention pattern: it would "
                 "count from a blank's mask, not from the token before; the model's logits are to be had"
+            )
+        moe = model.config.moe
+        self.queued = moe is not None and moe.sequence_capacity is not None
+        if moe is not None and self.queued and moe.top_k > 1:
+            raise Refused(
+                f"the engine does not generate or score with moe.sequence_capacity and top_k {moe.top_k}: all first choices "
+                "queue before second ones, so that what a token loses depends on later tokens; the model's logits are to "
+                "be had"
             )
         self.model, self.precision, self.config = model, precision, model.config
         self.refresh()
@@ -135,7 +143,16 @@ class ModuleDecoder:
             return torch.cat(found)
 
         flat = torch.tensor(list(itertools.chain.from_iterable(tokens)), device=self.device)
-        return self._run(flat, positions_N, attend, spans, memories)
+        return self._run(flat, positions_N, attend, spans, memories, self._queues(spans, starts, masks))
+
+    def _queues(
+        self, spans: Sequence[tuple[int, int]], starts: Sequence[int], masks: Sequence[Tensor | None]
+    ) -> Queues:
+        if not self.queued:
+            return Queues()
+        read = [i for i, start in enumerate(starts) if not start]
+        orders = [None if mask is None else mask.tril() for mask in (masks[i] for i in read)]
+        return Queues(spans=[spans[i] for i in read], orders=orders)
 
     def decode(self, tokens: list[int], positions: list[int], cache: Cache) -> Tensor:
         """Hidden states (B, D) of one new token for each of the cache's first B rows, at its position."""
@@ -167,7 +184,7 @@ class ModuleDecoder:
 
         spans = [(b, b + 1) for b in range(len(tokens))]
         memories = [cache.memories.get(b) for b in range(len(tokens))]
-        return self._run(torch.tensor(tokens, device=self.device), positions_B, attend, spans, memories)
+        return self._run(torch.tensor(tokens, device=self.device), positions_B, attend, spans, memories, Queues())
 
     def _attend_row(
         self, b: int, layer: int, q_BHK: Tensor, other: Tensor | None, cache: Cache, position: int
@@ -187,8 +204,9 @@ class ModuleDecoder:
         attend: Callable[[int, Tensor, Tensor | None, Tensor, Tensor], Tensor],
         spans: Sequence[tuple[int, int]],
         memories: Sequence[Beside | None],
+        routing: Routing,
     ) -> Tensor:
-        lean, routing = self.lean, Routing()
+        lean = self.lean
         inside_1N = None
         if self.config.position == "glm-2d":
             blanks = [each if isinstance(each, Blank) else None for each in memories]

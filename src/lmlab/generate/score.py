@@ -23,6 +23,7 @@ from lmlab.generate.attend import CHUNK
 from lmlab.generate.cache import Cache
 from lmlab.generate.decoders import AnyDecoder
 from lmlab.generate.infill import Blank, Blanks
+from lmlab.generate.prefixes import shareable
 
 PASS_TOKENS = 512
 """Tokens in one pass (guessed, see batching.PREFILL_TOKENS)."""
@@ -270,7 +271,7 @@ def _predictions(decoder: AnyDecoder, sequences: Iterable[_Sequence]) -> Iterato
     sequences of a group all read; groups come sorted, so that the row is kept as far as the next begins alike.
     """
     every = list(sequences)
-    starts = _shared_beginnings(every) if decoder.config.architecture == "causal-decoder" else [0] * len(every)
+    starts = _shared_beginnings(every) if shareable(decoder.config) else [0] * len(every)
     beginnings = [tuple(each.tokens[:start]) for each, start in zip(every, starts)]
     order = sorted(zip(beginnings, every), key=lambda pair: (pair[0], bool(pair[1].blocks), len(pair[1].tokens)))
     cache = Cache(decoder.config, 1, decoder.config.context_length, decoder.device) if any(starts) else None
