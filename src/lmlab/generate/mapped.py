@@ -35,7 +35,10 @@ _DONTNEED = 4
 def untouched(model: nn.Module) -> Iterator[None]:
     """For the time of laying out a model whose weights are still what its file holds. What was written to them before
     would be lost."""
-    given = _given.set(_files(model.parameters()))
+    ranges = _files(model.parameters())
+    for first, end in ranges:  # what was looked at in reading: experts that were stacked, copies of tied weights
+        _return(first, end)
+    given = _given.set(ranges)
     try:
         yield
     finally:
@@ -59,9 +62,14 @@ def give_back(weight: Tensor) -> None:
         return
     first, end = weight.data_ptr(), weight.data_ptr() + weight.nbytes
     if any(a <= first and end <= b for a, b in ranges):
-        first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > first:
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), _DONTNEED)
+        _return(first, end)
+
+
+def _return(first: int, end: int) -> None:
+    """The whole pages between two addresses of a mapped file."""
+    first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > first:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), _DONTNEED)
 
 
 def _files(weights: Iterable[Tensor]) -> Ranges:
