@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,6 +25,30 @@ class Config(BaseModel):
     """Base of every settings class: frozen, unknown keys refused, the docstring under a field is its help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+    apart: ClassVar[frozenset[str]] = frozenset()
+    """Settings that say how the work is done and not what it makes: no part of a stage's identity. A class names its own;
+    those of the settings inside it are theirs."""
+
+    def essence(self) -> dict[str, Any]:
+        """The settings as plain JSON values without those that are `apart`, here and inside: what identity is made of."""
+        return self.essence_of(self.model_dump(mode="json"))
+
+    def essence_of(self, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """Plain values of this class's settings, such as those of an earlier run, without those that are `apart`."""
+        return {k: _essence(getattr(self, k, None), value) for k, value in plain.items() if k not in self.apart}
+
+
+def _essence(setting: Any, plain: Any) -> Any:
+    """As `Config.essence_of`, for whatever a setting may be. Where the two are not of one form, the plain one as it is."""
+    if isinstance(setting, Config) and isinstance(plain, dict):
+        return setting.essence_of(plain)
+    if isinstance(setting, Mapping) and isinstance(plain, dict):
+        named = {str(key): each for key, each in setting.items()}
+        return {key: _essence(named.get(key), each) for key, each in plain.items()}
+    if isinstance(setting, (list, tuple)) and isinstance(plain, list) and len(setting) == len(plain):
+        return [_essence(one, other) for one, other in zip(setting, plain)]
+    return plain
 
 
 class _Loader(yaml.SafeLoader):

@@ -13,10 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lmlab.ranks import rank
+
 
 def say(message: str) -> None:
-    """A line for people, on standard error: standard output belongs to results."""
-    print(message, file=sys.stderr, flush=True)
+    """A line for people, on standard error: standard output belongs to results. Of several processes rank 0 speaks."""
+    if rank() == 0:
+        print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def bar(title: str, total: int | None, done: int = 0) -> Iterator[Callable[..., 
 
     Yields `advance(n=1, note="")`.
     """
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or rank() > 0:
         yield lambda n=1, note="": None
         return
     from rich.console import Console
@@ -67,7 +70,7 @@ class Metrics:
     def rewind(self, step: int) -> None:
         """Keep only whole lines of steps below `step`: those the resumed work does not write again."""
         self.close()
-        if not self.path.exists():
+        if not self.path.exists() or rank() > 0:
             return
         kept = [line for line in read_jsonl(self.path) if line.get("step", -1) < step]
         temporary = self.path.with_suffix(".tmp")
@@ -75,7 +78,9 @@ class Metrics:
         temporary.replace(self.path)
 
     def log(self, step: int, values: Mapping[str, float | int | str]) -> None:
-        """Write one line {step, ...values}; numbers go to TensorBoard too."""
+        """Write one line {step, ...values}; numbers go to TensorBoard too. Of several processes rank 0 writes."""
+        if rank() > 0:
+            return
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8")
             self._board = _tensorboard(self._folder, step)

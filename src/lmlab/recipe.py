@@ -10,12 +10,10 @@ fits. `arms:` names variants, each a mapping of settings to change; `grid:` cros
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,12 @@ from lmlab.address import is_address, parse_address
 from lmlab.arms import RESERVED, arms_of, stages_of
 from lmlab.config import Config, Document, dump, parse, read, validate
 from lmlab.errors import Failed, Refused, nearest
+from lmlab.grid import ArmsFailed, Grid, key_of
 from lmlab.progress import say
-from lmlab.run import Input, RunDirectory, StageKind, finished, identity, write_atomic, write_json
+from lmlab.ranks import Board, together
+from lmlab.run import Input, RunDirectory, StageKind, follow, write_atomic
+
+__all__ = ["KINDS", "ArmsFailed", "Recipe", "Step", "check", "kind", "load", "loads", "run", "shipped"]
 
 KINDS = {
     "corpus": "lmlab.corpus.stage",
@@ -243,88 +245,71 @@ def run(
 
     Where a stage of an arm fails, the other arms go on, and `Failed` says at the end which did not. `arms.json` has the
     arms in their order, the seeds, and what failed.
+
+    In one of several processes rank 0 does this, and the others join it in the stages that are distributed. Where such a
+    stage fails, nothing goes on: who stands where in it is not known.
     """
     names = [step.name for step in next(iter(recipe.arms.values()))]
     for chosen in (until, only, needs_of):
         if chosen is not None and chosen not in names:
             raise Refused(f"recipe '{recipe.name}' has no stage '{chosen}'{nearest(chosen, names)}")
-    made = _Made()
-    _fetch(recipe)
-    with RunDirectory(out):
-        write_atomic(out / "recipe.yaml", dump(recipe.resolved))
-        _write_arms(out, recipe, made)
-    for arm, steps in recipe.arms.items():
-        for seed in recipe.seeds:
-            place = out if recipe.single else out / (arm or "run") / f"seed-{seed}"
-            if not recipe.single:
-                say(f"arm {arm or 'run'}, seed {seed}")
-            with RunDirectory(place) as directory, _others_go_on(recipe, made, f"{arm or 'run'}/seed-{seed}"):
-                chosen = _needed(steps, needs_of) if needs_of else set(names)
-                remade = {only or needs_of} if only or needs_of else set(names)
-                for step in steps:
-                    if step.name in chosen and (only is None or step.name == only):
-                        _run_step(directory, step, seed, made, fresh=fresh and step.name in remade)
-                    if step.name == until:
-                        break
-    if made.failed:
-        _write_arms(out, recipe, made)
-        every = len(recipe.arms) * len(recipe.seeds)
-        lines = [f"{place}: {reason}" for place, reason in made.failed.items()]
-        raise ArmsFailed("\n  ".join([f"{out}: {len(lines)} of {every} runs failed; the others are done", *lines]))
+    with together() as board:
+        if board is not None and board.rank > 0:
+            follow(board, kind)
+        else:
+            _run(recipe, out, until, only, needs_of, fresh, board)
+            if board is not None:
+                board.tell({"over": True})
     return out
 
 
-def _write_arms(out: Path, recipe: Recipe, made: _Made) -> None:
-    if not recipe.single:
-        arms = [arm or "run" for arm in recipe.arms]
-        write_json(out / "arms.json", {"arms": arms, "seeds": list(recipe.seeds), "failed": made.failed})
+def _run(
+    recipe: Recipe,
+    out: Path,
+    until: str | None,
+    only: str | None,
+    needs_of: str | None,
+    fresh: bool,
+    board: Board | None,
+) -> None:
+    names = [step.name for step in next(iter(recipe.arms.values()))]
+    grid = Grid(out, list(recipe.arms), recipe.seeds)
+    _fetch(recipe)
+    with RunDirectory(out):
+        write_atomic(out / "recipe.yaml", dump(recipe.resolved))
+        grid.write()
+    for arm, seed, place in grid.runs():
+        steps = recipe.arms[arm]
+        if not grid.single:
+            say(f"arm {arm or 'run'}, seed {seed}")
+        with RunDirectory(place, board) as directory, grid.others_go_on(arm, seed):
+            chosen = _needed(steps, needs_of) if needs_of else set(names)
+            remade = {only or needs_of} if only or needs_of else set(names)
+            for step in steps:
+                if step.name in chosen and (only is None or step.name == only):
+                    _run_step(directory, step, seed, grid, fresh=fresh and step.name in remade)
+                if step.name == until:
+                    break
+    grid.finish()
 
 
-class ArmsFailed(Failed):
-    """Some runs of a grid failed; the others went on."""
-
-
-@dataclass
-class _Made:
-    """What a grid's arms share: stages made, by what they are made of; such stages that failed, with the reason; and the
-    runs that failed, `ARM/seed-N`."""
-
-    places: dict[str, Path] = field(default_factory=dict)
-    hopeless: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def _others_go_on(recipe: Recipe, made: _Made, place: str) -> Iterator[None]:
-    """In a grid a run that fails is noted and left; a lone run raises."""
-    try:
-        yield
-    except Failed as error:
-        if recipe.single:
-            raise
-        made.failed[place] = str(error)
-        say(f"{place}: failed: {error}")
-
-
-def _run_step(directory: RunDirectory, step: Step, seed: int, made: _Made, *, fresh: bool) -> None:
+def _run_step(directory: RunDirectory, step: Step, seed: int, grid: Grid, *, fresh: bool) -> None:
     inputs: dict[str, Any] = {}
     models = {item.role for item in step.spec.inputs if item.model}
     for role, filler in step.sources.items():
         names = filler if isinstance(filler, list) else [filler]
         found = {each: _place(directory.path, each, role in models) for each in names}
         inputs[role] = found if isinstance(filler, list) else found[filler]
-    key = _key(step, seed, inputs)
-    if key in made.hopeless:
-        raise Failed(made.hopeless[key])
-    _share(directory.path / step.name, key, made.places)
+    key = key_of(step.kind, step.spec, step.config, seed, inputs)
+    grid.share(directory.path / step.name, key)
     try:
         done = directory.execute(step.name, step.kind, step.spec, step.config, seed, inputs, fresh=fresh)
     except Failed as error:
-        made.hopeless[key] = str(error)
+        grid.hopeless[key] = str(error)
         raise
     if done == "skipped":
         say(f"{step.name}: finished before, skipped")
-    made.places.setdefault(key, directory.path / step.name)
+    grid.places.setdefault(key, directory.path / step.name)
 
 
 def _place(root: Path, source: str, model: bool = False) -> Path | str:
@@ -350,16 +335,3 @@ def _fetch(recipe: Recipe) -> None:
              for s in (f if isinstance(f, list) else [f]) if s.startswith("hf:")}  # fmt: skip
     for source in sorted(named):
         _models().resolve(source)
-
-
-def _key(step: Step, seed: int, inputs: Mapping[str, Any]) -> str:
-    places = {r: sorted(map(identity, p.values())) if isinstance(p, dict) else identity(p) for r, p in inputs.items()}
-    return f"{step.kind} {step.config.model_dump_json()} {seed if step.spec.seeded else '-'} {places}"
-
-
-def _share(out: Path, key: str, made: Mapping[str, Path]) -> None:
-    """Arms share a stage of equal fingerprint: a relative link to the one that was made first."""
-    twin = made.get(key)
-    if twin is not None and twin.resolve() != out.resolve() and not out.exists() and finished(twin):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.symlink_to(os.path.relpath(twin.resolve(), out.parent.resolve()))

@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import importlib
 import json
 import os
-import platform
 import shutil
 import socket
 import time
@@ -27,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from lmlab import __version__
+from lmlab.address import is_address
 from lmlab.config import Config
-from lmlab.errors import Failed, Refused
+from lmlab.errors import Failed, Refused, Stopped
 from lmlab.progress import Metrics, say
+from lmlab.provenance import changed, digest, finished, identity, machine, outputs
+from lmlab.ranks import Board, rank
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -79,17 +79,6 @@ def folder_atomic(path: Path) -> Iterator[Path]:
         temporary.rename(path)
 
 
-def digest(value: Any) -> str:
-    """sha256 of a plain value's canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def digest_file(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @dataclass(frozen=True)
 class Input:
     """What a stage takes: a role, the kinds of stage that can fill it, and whether it may be absent or several. `model`: any
@@ -113,7 +102,8 @@ class StageKind:
     `version` changes whenever the code would make something else of the same settings. `sources` lists files or folders
     outside the run whose names, sizes and times belong to the fingerprint. `check` is asked when the recipe is read: given
     the settings and, for each role that is filled, those of the stage that fills it (or the path, or MODEL, as the recipe
-    has it), it says what cannot be, or None.
+    has it), it says what cannot be, or None. Of several processes all run a stage that is `distributed`, and rank 0 alone
+    any other.
     """
 
     config: type[Config]
@@ -123,11 +113,13 @@ class StageKind:
     seeded: bool = True
     sources: Callable[[Any], list[Path]] = field(default=lambda config: [])
     check: Callable[[Any, Mapping[str, Any]], str | None] = field(default=lambda config, fillers: None)
+    distributed: bool = False
 
 
 @dataclass
 class Context:
-    """What a stage works with. `inputs` maps a role to a directory, or to {name: directory} where several fit."""
+    """What a stage works with. `inputs` maps a role to a directory, or to {name: directory} where several fit. `board` is
+    there where several processes run the stage."""
 
     name: str
     kind: str
@@ -138,13 +130,27 @@ class Context:
     metrics: Metrics
     started: float = field(default_factory=time.monotonic)
     seconds_before: float = 0.0
+    board: Board | None = None
 
     def plan(self, decide: Callable[[], Mapping[str, Any]], name: str = "plan.json") -> dict[str, Any]:
         """What the clock or the machine decides, decided once: written down before it is used, reused on resume."""
         path = self.out / name
-        if not path.exists():
-            write_json(path, dict(decide()))
-        return json.loads(path.read_text(encoding="utf-8"))
+
+        def make() -> dict[str, Any]:
+            if not path.exists():
+                write_json(path, dict(decide()))
+            return json.loads(path.read_text(encoding="utf-8"))
+
+        return self.first(make)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes what the stage leaves: rank 0."""
+        return rank() == 0
+
+    def first(self, make: Callable[[], Any]) -> Any:
+        """What rank 0 makes while the others wait, plain JSON values, given to all; one process just makes it."""
+        return make() if self.board is None else self.board.first(make)
 
     @property
     def seconds(self) -> float:
@@ -153,6 +159,8 @@ class Context:
 
     def tick(self) -> None:
         """Note the seconds so far, so that a killed attempt's time is counted too."""
+        if not self.leads:
+            return
         state = json.loads((self.out / "state.json").read_text(encoding="utf-8"))
         write_json(self.out / "state.json", {**state, "seconds": round(self.seconds, 3)})
 
@@ -167,7 +175,7 @@ def fingerprint(kind: str, spec: StageKind, config: Config, seed: int, inputs: M
         {
             "kind": kind,
             "version": spec.version,
-            "config": config.model_dump(mode="json"),
+            "config": config.essence(),
             "seed": seed if spec.seeded else None,
             "inputs": dict(inputs),
             "sources": listed,
@@ -175,57 +183,15 @@ def fingerprint(kind: str, spec: StageKind, config: Config, seed: int, inputs: M
     )
 
 
-def identity(stage: Path | str) -> str:
-    """Identity of a finished stage (what was asked for and what came out of it), of a MODEL's directory (its files) or of a
-    preset (its config: its weights are random, and drawn by whoever takes it). Of an address it is the address: nobody
-    knows from here what stands behind it."""
-    if isinstance(stage, str):
-        return digest(stage)
-    if str(stage).startswith("preset:"):
-        config = importlib.import_module("lmlab.model.store").read_config(stage)
-        return digest([str(stage), config.model_dump(mode="json")])
-    path = stage / "provenance.json"
-    if path.exists():
-        provenance = json.loads(path.read_text(encoding="utf-8"))
-        return digest([provenance["fingerprint"], provenance["outputs"]])
-    files = sorted(p for p in stage.iterdir() if p.is_file() and not p.name.startswith("."))
-    return digest([(p.name, digest_file(p)) for p in files])
-
-
-def finished(stage: Path) -> dict[str, Any] | None:
-    """The provenance of a finished stage, or None."""
-    try:
-        return json.loads((stage / "provenance.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-
-
-def machine() -> dict[str, Any]:
-    """What ran the work, for provenance."""
-    return {
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "lmlab": __version__,
-        "packages": _versions(("torch", "numpy", "tokenizers", "pyarrow")),
-    }
-
-
-def _versions(names: tuple[str, ...]) -> dict[str, str]:
-    from importlib import metadata
-
-    found = {}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+class TogetherFailed(Failed):
+    """A stage that several processes worked on failed: which of them stands where in it is not known."""
 
 
 class RunDirectory:
     """One run's directory, held by one writer at a time: the lock is the kernel's, so a killed owner frees it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, board: Board | None = None) -> None:
+        self.path, self.board = path, board
         self._lock: Any = None
 
     def __enter__(self) -> RunDirectory:
@@ -290,12 +256,17 @@ class RunDirectory:
         )
         self.record(name, _entry(kind, "running", context.seconds_before, wanted, {}))
         say(f"{name}: {'resuming' if resumed else 'starting'}")
+        if self.board is not None and spec.distributed:
+            context.board = self.board
+            self.board.tell(_call(context))
         try:
             headline = dict(spec.run(context))
         except BaseException as error:
             context.tick()
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            status = "interrupted" if isinstance(error, (KeyboardInterrupt, Stopped)) else "failed"
             self.record(name, _entry(kind, status, round(context.seconds, 3), wanted, {"error": str(error)[:500]}))
+            if context.board is not None and isinstance(error, Failed) and not isinstance(error, Stopped):
+                raise TogetherFailed(str(error)) from error
             raise
         finally:
             context.metrics.close()
@@ -310,7 +281,7 @@ class RunDirectory:
                 "seed": seed,
                 "inputs": {role: _places(place, self.path) for role, place in inputs.items()},
                 "identities": identities,
-                "outputs": _outputs(out),
+                "outputs": outputs(out),
                 "machine": machine(),
                 "finished": time.strftime("%FT%T%z"),
                 "seconds": seconds,
@@ -321,6 +292,39 @@ class RunDirectory:
         self.record(name, _entry(kind, "done", seconds, wanted, headline))
         say(f"{name}: done in {seconds:,.1f} s")
         return "resumed" if resumed else "ran"
+
+
+def _call(context: Context) -> dict[str, Any]:
+    """What another process needs to run the same stage, see `follow`."""
+    inputs = {
+        r: {k: str(v) for k, v in p.items()} if isinstance(p, dict) else str(p) for r, p in context.inputs.items()
+    }
+    return {
+        "stage": context.kind,
+        "name": context.name,
+        "config": context.config.model_dump(mode="json"),
+        "inputs": inputs,
+        "out": str(context.out),
+        "seed": context.seed,
+        "seconds": context.seconds_before,
+    }
+
+
+def follow(board: Board, kind: Callable[[str], StageKind]) -> None:
+    """Ranks other than 0: run the distributed stages that rank 0 runs, until it says that the run is over."""
+    while "stage" in (call := board.hear()):
+        spec, out = kind(call["stage"]), Path(call["out"])
+        inputs = {
+            role: {name: _filler(each) for name, each in place.items()} if isinstance(place, dict) else _filler(place)
+            for role, place in call["inputs"].items()
+        }
+        config = spec.config.model_validate(call["config"])
+        made = (call["name"], call["stage"], config, inputs, out, call["seed"], Metrics(out))
+        spec.run(Context(*made, seconds_before=call["seconds"], board=board))
+
+
+def _filler(text: str) -> Path | str:
+    return text if is_address(text) else Path(text)
 
 
 def _entry(kind: str, status: str, seconds: float, wanted: str, headline: Mapping[str, Any]) -> dict[str, Any]:
@@ -338,33 +342,3 @@ def _read_state(out: Path) -> dict[str, Any]:
         return json.loads((out / "state.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return {}
-
-
-VOLATILE = {"state.json", "metrics.jsonl", "provenance.json", "plan.json"}
-
-
-def _outputs(out: Path) -> dict[str, str]:
-    """Hashes of what a stage made; checkpoints, logs and hidden files are not results."""
-    found = {}
-    for path in sorted(out.rglob("*")):
-        inside = path.relative_to(out)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        apart = hidden or inside.parts[0] in ("checkpoints", "tensorboard") or inside.name in VOLATILE
-        if path.is_file() and not apart:
-            found[str(inside)] = digest_file(path)
-    return found
-
-
-def changed(done: Mapping[str, Any], config: Config, seed: int) -> str:
-    """Which settings differ from those of a finished stage, in a few words."""
-    now = config.model_dump(mode="json")
-    before = done.get("config", {})
-    keys = sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
-    if keys:
-        return ", ".join(f"{key}: {_short(before.get(key))} then, {_short(now.get(key))} now" for key in keys[:3])
-    return f"seed {done['seed']} then, {seed} now" if done.get("seed") != seed else "an input or the code changed"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

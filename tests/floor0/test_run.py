@@ -52,6 +52,27 @@ def test_changed_settings_never_overwrite_and_fresh_does(tmp_path):
     assert (tmp_path / "run" / "add" / "total").read_text() == "7"
 
 
+def test_what_says_how_the_work_is_done_is_no_part_of_identity(tmp_path):
+    """Settings that are `apart`, here or inside others: finished stages are skipped, and arms share."""
+    go(tmp_path)
+    go(tmp_path, overrides=["one.note=other", "one.engine.workers=4"])
+    assert log(tmp_path) == ["one", "two", "add"]
+    with pytest.raises(Refused, match=r"\(engine: .*\"batch\": 8.* then, .*\"batch\": 9"):
+        go(tmp_path, overrides=["one.engine.batch=9"])
+    text = "one: {use: make}\ngrid: {one.engine.workers: [1, 2], one.note: [a, b]}\n"
+    out = recipe.run(recipe.loads(text, "toy"), tmp_path / "grid")
+    assert sum(len(place.read_text().split()) for place in out.glob("*/seed-0/log")) == 1
+
+
+def test_settings_apart_are_left_out_wherever_they_are(tmp_path):
+    config = toy.MakeConfig.model_validate({"note": "x", "engines": {"a": [{"workers": 3}, {"batch": 2}]}})
+    essence = config.essence()
+    assert essence == {
+        "number": 1, "die": "", "fail": False, "engine": {"batch": 8}, "engines": {"a": [{"batch": 8}, {"batch": 2}]},
+    }  # fmt: skip
+    assert config.essence_of(config.model_dump(mode="json")) == essence
+
+
 def test_a_stage_that_died_resumes_with_its_plan(tmp_path):
     switch = tmp_path / "die"
     switch.touch()

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from lmlab.config import Config
 from lmlab.errors import Failed
 from lmlab.run import Context, Input, StageKind, write_atomic, write_json
 
 
+class Engine(Config):
+    apart: ClassVar[frozenset[str]] = frozenset({"workers"})
+
+    workers: int = 1
+    batch: int = 8
+
+
 class MakeConfig(Config):
+    apart: ClassVar[frozenset[str]] = frozenset({"note"})
+
     number: int = 1
+    note: str = ""
+    engine: Engine = Engine()
+    engines: dict[str, tuple[Engine, ...]] = {}
     die: str = ""
     fail: bool = False
 

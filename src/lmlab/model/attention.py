@@ -14,6 +14,7 @@ from lmlab.model.norm import RMSNorm
 from lmlab.model.pattern import FULL, Pattern
 from lmlab.model.position import ROTATIONS
 from lmlab.model.seeing import Bias, Sight
+from lmlab.model.wide import wide
 
 __all__ = ["Attention", "Kernel", "Place"]
 
@@ -123,6 +124,6 @@ class Attention(nn.Module):
         """
         assert self.relative is not None and place.relative_RD is not None and place.distance_BTS is not None
         r_RHK = self.relative(place.relative_RD.to(q_BTHK.dtype)).view(-1, self.heads, self.head_dim)
-        all_BHTR = torch.einsum("bthk,rhk->bhtr", q_BTHK + self.position_bias, r_RHK).float()
+        all_BHTR = wide(torch.einsum("bthk,rhk->bhtr", q_BTHK + self.position_bias, r_RHK))
         index_BHTS = place.distance_BTS[:, None].expand(len(all_BHTR), self.heads, -1, -1)
         return all_BHTR.gather(-1, index_BHTS)

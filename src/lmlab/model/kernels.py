@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lmlab.model.pattern import Pattern
 from lmlab.model.seeing import Bias, Sight, look
+from lmlab.model.wide import wide
 
 Kernel = Literal["auto", "math", "sdpa", "flex"]
 Resolved = Literal["math", "sdpa", "flex"]
@@ -40,8 +41,8 @@ class Scores:
 
 
 def attend_math(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scores: Scores) -> Tensor:
-    """The formula (1706.03762, eq. 1), softmax in float32 -> (B, H, T, K)."""
-    scores_BHTS = (q_BHTK @ k_BHSK.transpose(-1, -2)).float() * scores.scale
+    """The formula (1706.03762, eq. 1), softmax in float32 at least -> (B, H, T, K)."""
+    scores_BHTS = wide(q_BHTK @ k_BHSK.transpose(-1, -2)) * scores.scale
     if scores.bias_BHTS is not None:
         scores_BHTS = scores_BHTS + scores.bias_BHTS
     if scores.softcap is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,19 +11,21 @@ from torch import Tensor, nn
 from lmlab.model.config import ModelConfig
 from lmlab.model.feed_forward import ACTIVATIONS, FeedForward
 from lmlab.model.settings import GATED, MoEConfig
+from lmlab.model.wide import wide, wide_type
 
 
-@dataclass
 class Routing:
     """What the routers of a pass did. `real_N`: False at padding, which takes no expert's place; None: all are real.
 
-    For each layer with experts: the balance loss, the z-loss, and each expert's share of the assignments (E,).
+    For each layer with experts: the balance loss, the z-loss, and each expert's share of the assignments (E,). (No dataclass,
+    because torch's FSDP gives a module copies of the dataclasses that it is called with, and these lists are written to.)
     """
 
-    real_N: Tensor | None = None
-    balance: list[Tensor] = field(default_factory=list)
-    z: list[Tensor] = field(default_factory=list)
-    load_E: list[Tensor] = field(default_factory=list)
+    def __init__(self, real_N: Tensor | None = None) -> None:
+        self.real_N = real_N
+        self.balance: list[Tensor] = []
+        self.z: list[Tensor] = []
+        self.load_E: list[Tensor] = []
 
     def auxiliary(self) -> dict[str, Tensor]:
         """Means over layers, and the loads (layers, E). Empty where there are no experts."""
@@ -40,15 +42,28 @@ class Routing:
         return moe.balance_loss * torch.stack(self.balance).sum() + moe.z_loss * torch.stack(self.z).sum()
 
 
-def balance_loss(probabilities_NE: Tensor, chosen_NC: Tensor, real_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+Total = Callable[[Tensor], Tensor]
+"""A count of some tokens -> that of the whole micro-batch, where several networks share one."""
+
+
+def all_there_are(count: Tensor) -> Tensor:
+    """The total where one network sees the whole micro-batch."""
+    return count
+
+
+def balance_loss(
+    probabilities_NE: Tensor, chosen_NC: Tensor, real_N: Tensor | None = None, total: Total = all_there_are
+) -> tuple[Tensor, Tensor]:
     """(E x sum over experts of f P, f): f is the share of the N x C assignments, P the mean probability (2101.03961,
     eq. 4; with C = 1 it is Switch's). It is 1 where both are uniform, and E where one expert takes all.
+
+    Where the tokens are a part of a micro-batch, f is the whole's and the loss is the part's summand.
     """
     experts = probabilities_NE.shape[-1]
     weight_N = torch.ones_like(probabilities_NE[:, 0]) if real_N is None else real_N.to(probabilities_NE.dtype)
-    real = weight_N.sum().clamp_min(1)
+    real = total(weight_N.sum()).clamp_min(1)
     assigned_NE = F.one_hot(chosen_NC, experts).sum(1) * weight_N[:, None]
-    share_E = assigned_NE.sum(0) / (real * chosen_NC.shape[1])
+    share_E = total(assigned_NE.sum(0)) / (real * chosen_NC.shape[1])
     mean_E = (probabilities_NE * weight_N[:, None]).sum(0) / real
     return experts * (share_E * mean_E).sum(), share_E
 
@@ -84,7 +99,12 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """(B, T, D) -> (B, T, D): the sum over a token's experts of weight x expert(x), plus the shared experts."""
+    """(B, T, D) -> (B, T, D): the sum over a token's experts of weight x expert(x), plus the shared experts.
+
+    `total` may be replaced where several networks share a micro-batch: the routers' statistics are then the whole's.
+    """
+
+    total: Total = staticmethod(all_there_are)
 
     def __init__(self, config: ModelConfig, moe: MoEConfig, d_ff: int) -> None:
         super().__init__()
@@ -107,18 +127,18 @@ class MoE(nn.Module):
         """Weights and experts of each token, (N, C); the weight is 0 where a token is dropped. In float32."""
         moe = self.moe
         with torch.autocast(x_ND.device.type, enabled=False):
-            seen_ND = x_ND.float()
+            seen_ND = wide(x_ND)
             if self.training and moe.jitter:
                 seen_ND = seen_ND * torch.empty_like(seen_ND).uniform_(1 - moe.jitter, 1 + moe.jitter)
-            logits_NE = F.linear(seen_ND, self.router.weight.float())
+            logits_NE = F.linear(seen_ND, wide(self.router.weight))
             probabilities_NE = logits_NE.softmax(-1)
             weights_NC, chosen_NC = probabilities_NE.topk(moe.top_k, dim=-1)
-            loss, load_E = balance_loss(probabilities_NE, chosen_NC, routing.real_N)
-            square_N = logits_NE.logsumexp(-1).square()
             real_N = routing.real_N
-            routing.z.append(
-                square_N.mean() if real_N is None else (square_N * real_N).sum() / real_N.sum().clamp_min(1)
-            )
+            loss, load_E = balance_loss(probabilities_NE, chosen_NC, real_N, self.total)
+            square_N = logits_NE.logsumexp(-1).square()
+            real = torch.full_like(square_N[0], len(square_N)) if real_N is None else real_N.sum()
+            square = square_N.sum() if real_N is None else (square_N * real_N).sum()
+            routing.z.append(square / self.total(real).clamp_min(1))
             routing.balance.append(loss)
             routing.load_E.append(load_E.detach())
             if moe.normalise == "chosen":
@@ -141,7 +161,7 @@ class MoE(nn.Module):
             kept_NC = self._taken(chosen_NC, kept_NC, capacity, 1)
         if self.moe.sequence_capacity is not None:
             kept_NC = self._taken(chosen_NC, kept_NC, self.moe.sequence_capacity, sequences)
-        return kept_NC.float()
+        return kept_NC.to(weights_NC.dtype)
 
     def _taken(self, chosen_NC: Tensor, kept_NC: Tensor, capacity: int | Tensor, groups: int) -> Tensor:
         """Of the tokens kept so far, those that find a place where an expert has `capacity` of them in each of `groups`
@@ -159,8 +179,8 @@ class MoE(nn.Module):
         token_X, weight_X = token_X[order], weights_NC[token_X, choice_X][order]
         sizes = torch.bincount(expert_X, minlength=self.moe.experts).tolist()
         parts = [self.experts(rows, expert) for expert, rows in enumerate(x_ND[token_X].split(sizes)) if len(rows)]
-        if not parts:
-            return torch.zeros_like(x_ND)
+        if not parts:  # the experts keep a gradient, of zeros: whoever sums gradients waits for each of them
+            return torch.zeros_like(x_ND) + 0.0 * sum(each.sum() for each in self.experts.parameters())
         found_XD = torch.cat(parts)
-        out_ND = torch.zeros(x_ND.shape, dtype=torch.float32, device=x_ND.device)
-        return out_ND.index_add(0, token_X, found_XD.float() * weight_X[:, None]).to(found_XD.dtype)
+        out_ND = torch.zeros(x_ND.shape, dtype=wide_type(x_ND), device=x_ND.device)
+        return out_ND.index_add(0, token_X, wide(found_XD) * weight_X[:, None]).to(found_XD.dtype)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.model.config import ModelConfig
+from lmlab.model.wide import wide
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in float32."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in float32 at least."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -20,8 +21,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        x_wide = wide(x)
+        scaled = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + self.eps)
         return (scaled * self.weight).to(x.dtype)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lmlab.model.settings import RopeScaling
+from lmlab.model.wide import wide
 
 
 def rotary_table(length: int, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
@@ -51,13 +52,13 @@ def scaled_frequencies(dim: int, theta: float, scaling: RopeScaling, length: int
 
 def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pair (i, i + K/2) by its angle. cos and sin broadcast to (B, T, 1, K/2). Computed in float32."""
-    first, second = x_BTHK.float().chunk(2, dim=-1)
+    first, second = wide(x_BTHK).chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHK.dtype)
 
 
 def rotate_interleaved(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The same for the pair (2i, 2i + 1)."""
-    first, second = x_BTHK.float().unflatten(-1, (-1, 2)).unbind(-1)
+    first, second = wide(x_BTHK).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.flatten(-2).to(x_BTHK.dtype)
 

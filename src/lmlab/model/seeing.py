@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lmlab.model.pattern import FULL, Pattern
 from lmlab.model.position import relative_bucket
+from lmlab.model.wide import wide_type
 
 PADDING = -1
 """The segment of padding: it sees itself and nothing else, so that no row of scores is empty."""
@@ -149,4 +150,4 @@ class Buckets:
         return self.table_NH[self._bucket(distance), head]
 
     def dense(self, distance_BTS: Tensor) -> Tensor:
-        return self.table_NH[self._bucket(distance_BTS)].permute(0, 3, 1, 2).float()
+        return self.table_NH[self._bucket(distance_BTS)].permute(0, 3, 1, 2).to(wide_type(self.table_NH))

@@ -17,6 +17,7 @@ from lmlab.model.config import ModelConfig
 from lmlab.model.kernels import Kernel, Resolved
 from lmlab.model.moe import Routing
 from lmlab.model.seeing import PADDING, Sight
+from lmlab.model.wide import wide
 
 __all__ = ["Block", "Output", "Transformer", "prefix_decoder", "without_storage"]
 
@@ -36,15 +37,18 @@ class Output:
     head_bias_V: Tensor | None = None
     logit_softcap: float | None = None
     penalty: Tensor | None = None
+    vocabulary: Any = None
+    """Where `head_VD` holds some rows of the vocabulary, which ones (`objective.cross_entropy.Vocabulary`)."""
 
     @property
     def head(self) -> dict[str, Any]:
         """Bias and softcap as keywords of `linear_cross_entropy` and `token_logprobs`."""
-        return {"bias_V": self.head_bias_V, "softcap": self.logit_softcap}
+        found = {"bias_V": self.head_bias_V, "softcap": self.logit_softcap}
+        return found if self.vocabulary is None else {**found, "vocabulary": self.vocabulary}
 
     def logits(self, hidden: Tensor | None = None) -> Tensor:
         """Logits in float32 of all positions, or of the given hidden states (..., D) -> (..., V)."""
-        logits = F.linear(self.hidden_BTD if hidden is None else hidden, self.head_VD, self.head_bias_V).float()
+        logits = wide(F.linear(self.hidden_BTD if hidden is None else hidden, self.head_VD, self.head_bias_V))
         cap = self.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

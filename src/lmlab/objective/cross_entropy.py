@@ -7,15 +7,29 @@ costs 4 bytes x positions x vocabulary; making them again in the backward pass c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmlab.model.wide import wide, wide_type
+
 CHUNK = 256
 """Rows a chunk: 512 x 4,096 float32 logits are 8 MB, about a CPU's shared cache (guessed, then measured: 256 and 1,024
 are within 3%)."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Some rows of a head: the first one's id, and the largest and the sum of a tensor over all who hold rows (they may
+    work in place). What is computed of the whole vocabulary is then alike on all of them (Megatron-LM, 1909.08053)."""
+
+    start: int
+    largest: Callable[[Tensor], Tensor]
+    total: Callable[[Tensor], Tensor]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -34,26 +48,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk: int,
         dtype: torch.dtype,
         z_weight: float,
+        part: Vocabulary | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        head = head_VD.to(dtype)
-        bias_grad = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
-        vocabulary = torch.arange(head.shape[0], device=head.device)
-        total = torch.zeros((), dtype=torch.float32, device=head.device)
-        head_grad = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
+        head, sums = head_VD.to(dtype), wide_type(head_VD)
+        bias_grad = None if bias_V is None else torch.zeros_like(bias_V, dtype=sums)
+        vocabulary = torch.arange(head.shape[0], device=head.device) + (part.start if part else 0)
+        total = torch.zeros((), dtype=sums, device=head.device)
+        head_grad = torch.zeros(head.shape, dtype=sums, device=head.device)
         hidden_grads, nats, squares = [], [], []
         for start in range(0, hidden_ND.shape[0], chunk):
             hidden = hidden_ND[start : start + chunk].to(dtype)
             target, weight = targets_N[start : start + chunk, None], weights_N[start : start + chunk, None]
-            logits = (hidden @ head.T).float()
+            logits = (hidden @ head.T).to(sums)
             if bias_V is not None:
                 logits = logits + bias_V
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
             largest = logits.amax(-1, keepdim=True)
+            largest = part.largest(largest) if part else largest
             powers = (logits - largest).exp()  # one exponential an entry serves the loss and its gradient
             normaliser = powers.sum(-1, keepdim=True)
+            normaliser = part.total(normaliser) if part else normaliser
             log_z = normaliser.log() + largest
-            loss = (log_z - logits.gather(1, target)) * weight
+            found = part.total((logits * (vocabulary == target)).sum(-1, True)) if part else logits.gather(1, target)
+            loss = (log_z - found) * weight
             total = total + loss.sum()
             nats.append(loss[:, 0])
             share = powers * (weight / normaliser)
@@ -69,8 +87,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 bias_grad = bias_grad + change.sum(0)
             gradient = change.to(dtype)
             hidden_grads.append((gradient @ head).to(hidden_ND.dtype))
-            head_grad = head_grad + (gradient.T @ hidden).float()
-        ctx.save_for_backward(torch.cat(hidden_grads), head_grad.to(head_VD.dtype), bias_grad)
+            head_grad = head_grad + (gradient.T @ hidden).to(sums)
+        hidden_grad = torch.cat(hidden_grads)
+        ctx.save_for_backward(part.total(hidden_grad) if part else hidden_grad, head_grad.to(head_VD.dtype), bias_grad)
         nats_N = torch.cat(nats)
         squares_N = torch.cat(squares) if squares else torch.zeros_like(nats_N)
         ctx.mark_non_differentiable(nats_N, squares_N)
@@ -80,7 +99,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, head_grad, bias_grad = ctx.saved_tensors
         bias_grad = None if bias_grad is None else bias_grad * grads[0]
-        return hidden_grad * grads[0].to(hidden_grad.dtype), head_grad * grads[0], bias_grad, *(None,) * 6
+        return hidden_grad * grads[0].to(hidden_grad.dtype), head_grad * grads[0], bias_grad, *(None,) * 7
 
 
 class ByRow(NamedTuple):
@@ -101,14 +120,17 @@ def linear_cross_entropy(
     bias_V: Tensor | None = None,
     softcap: float | None = None,
     chunk: int = CHUNK,
+    vocabulary: Vocabulary | None = None,
 ) -> Tensor:
     """Sum over rows of `weights_N` x cross-entropy in nats of logits hidden @ head^T against `targets_N`; a scalar.
 
     The logits take `bias_V`, and then become softcap tanh(logits / softcap), where these are given (see `Output`).
+    `vocabulary`: which rows of the vocabulary `head_VD` and `bias_V` hold, where these are not all.
     Under autocast the matrix products are made in autocast's type, the softmax always in float32.
     """
     given = (hidden_ND, head_VD, targets_N, weights_N)
-    return cross_entropy_by_row(*given, bias_V=bias_V, softcap=softcap, chunk=chunk).total
+    more: dict[str, Any] = {"bias_V": bias_V, "softcap": softcap, "chunk": chunk, "vocabulary": vocabulary}
+    return cross_entropy_by_row(*given, **more).total
 
 
 def cross_entropy_by_row(
@@ -120,22 +142,21 @@ def cross_entropy_by_row(
     bias_V: Tensor | None = None,
     softcap: float | None = None,
     chunk: int = CHUNK,
+    vocabulary: Vocabulary | None = None,
     z_weight: float = 0.0,
 ) -> ByRow:
     """As `linear_cross_entropy`, by row too; with `z_weight` times the z-loss, log^2 of the softmax's normaliser, which
     keeps log Z near 0 (PaLM, 2204.02311, section 5: 1e-4)."""
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
-    if torch.is_grad_enabled():
-        return ByRow(
-            *_LinearCrossEntropy.apply(
-                hidden_ND, head_VD, bias_V, targets_N, weights_N.float(), softcap, chunk, dtype, z_weight
-            )
-        )
-    nats, squares = [torch.zeros(0, device=hidden_ND.device)], [torch.zeros(0, device=hidden_ND.device)]
+    weights_N = weights_N.to(wide_type(head_VD))
+    if torch.is_grad_enabled() or vocabulary is not None:
+        given = (hidden_ND, head_VD, bias_V, targets_N, weights_N)
+        return ByRow(*_LinearCrossEntropy.apply(*given, softcap, chunk, dtype, z_weight, vocabulary))
+    nats, squares = [weights_N[:0]], [weights_N[:0]]
     for start in range(0, hidden_ND.shape[0], chunk):
         rows = slice(start, start + chunk)
-        logits = _capped(F.linear(hidden_ND[rows].to(dtype), head_VD.to(dtype)).float(), bias_V, softcap)
+        logits = _capped(wide(F.linear(hidden_ND[rows].to(dtype), head_VD.to(dtype))), bias_V, softcap)
         nats.append(F.cross_entropy(logits, targets_N[rows], reduction="none") * weights_N[rows])
         squares.append(logits.logsumexp(-1).square() * weights_N[rows])
     nats_N, squares_N = torch.cat(nats), torch.cat(squares)
@@ -158,5 +179,5 @@ def token_logprobs(
 ) -> Tensor:
     """log softmax(logits / temperature)[target] of each row (N,), differentiable, softmax in float32; logits as in
     `linear_cross_entropy`."""
-    logits = _capped(F.linear(hidden_ND, head_VD).float(), bias_V, softcap) / temperature
+    logits = _capped(wide(F.linear(hidden_ND, head_VD)), bias_V, softcap) / temperature
     return logits.gather(1, targets_N[:, None])[:, 0] - logits.logsumexp(-1)

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmlab.model.wide import wide
+from lmlab.train.sharded import alike, local, part, whole
+
 
 class Adafactor(torch.optim.Optimizer):
     """v_t = b v_{t-1} + (1 - b)(g^2 + e1) with b = 1 - t^-decay, for matrices as the outer product of its row and column
@@ -53,32 +56,40 @@ class Adafactor(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad.float(), group)
+                    self._update(parameter, wide(whole(parameter.grad)), group)
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """`gradient` is the whole's; the factored second moment is too, what is as large as the parameter lies as it does."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
         state["step"] += 1
         keep = 1.0 - float(state["step"]) ** -group["decay"]
-        update = gradient * self._inverse_root(state, gradient.square() + group["eps"][0], keep, group["factored"])
+        square = gradient.square() + group["eps"][0]
+        update = gradient * self._inverse_root(state, square, keep, group["factored"], parameter)
         update /= (_rms(update) / group["clip"]).clamp(min=1.0)
         rate = group["lr"]
         if group["scale_parameter"]:
-            rate = rate * _rms(parameter.float()).clamp(min=group["eps"][1])
+            rate = rate * _rms(wide(whole(parameter))).clamp(min=group["eps"][1])
+        update = part(update, parameter)
         if group["momentum"]:
-            mean = state.setdefault("mean", torch.zeros_like(update))
-            update = mean.lerp_(update, 1 - group["momentum"])
+            mean = state.setdefault("mean", alike(torch.zeros_like(update), parameter))
+            update = local(mean).lerp_(update, 1 - group["momentum"])
         decay = group["lr"] ** 2 if group["weight_decay"] is None else group["lr"] * group["weight_decay"]
-        parameter.mul_(1 - decay)
-        parameter.sub_((rate * update).to(parameter.dtype))
+        held = local(parameter)
+        held.mul_(1 - decay)
+        held.sub_((rate * update).to(held.dtype))
 
     @staticmethod
-    def _inverse_root(state: dict[str, Tensor], square: Tensor, keep: float, factored: bool) -> Tensor:
+    def _inverse_root(
+        state: dict[str, Tensor], square: Tensor, keep: float, factored: bool, parameter: Tensor
+    ) -> Tensor:
         """1 / sqrt(v) after v has taken in this step's squares."""
         if not factored or square.dim() < 2:
-            whole = state.setdefault("square", torch.zeros_like(square))
-            return whole.lerp_(square, 1 - keep).rsqrt()
+            own = part(square, parameter)
+            mean = state.setdefault("square", alike(torch.zeros_like(own), parameter))
+            local(mean).lerp_(own, 1 - keep)
+            return whole(mean).rsqrt()
         rows = state.setdefault("rows", torch.zeros_like(square[..., 0]))
         columns = state.setdefault("columns", torch.zeros_like(square[..., 0, :]))
         rows.lerp_(square.mean(-1), 1 - keep)

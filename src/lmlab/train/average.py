@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lmlab.train.sharded import local, part
+
 
 class Average:
     """m <- d m + (1 - d) w after every step, of the trained parameters; the first steps' d is smaller, (1 + n) / (10 + n),
@@ -20,14 +22,14 @@ class Average:
     def update(self) -> None:
         keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        means = [self.mean[name] for name in self.named]
-        torch._foreach_lerp_(means, list(self.named.values()), 1 - keep)
+        means = [local(self.mean[name]) for name in self.named]
+        torch._foreach_lerp_(means, [local(p) for p in self.named.values()], 1 - keep)
 
     @torch.no_grad()
     def put(self) -> None:
         """The network holds the mean from here on."""
         for name, parameter in self.named.items():
-            parameter.copy_(self.mean[name])
+            local(parameter).copy_(local(self.mean[name]))
 
     def state(self) -> dict[str, Tensor]:
         """To be kept with a checkpoint; `restore` takes it back."""
@@ -36,4 +38,4 @@ class Average:
     def restore(self, saved: dict[str, Tensor]) -> None:
         self.steps = int(saved["#steps"])
         for name, mean in self.mean.items():
-            mean.copy_(saved[name])
+            local(mean).copy_(part(saved[name], mean))

@@ -14,13 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmlab.errors import Failed
 from lmlab.progress import say
-from lmlab.run import digest_file, folder_atomic, write_json
+from lmlab.provenance import digest_file
+from lmlab.run import folder_atomic, write_json
 from lmlab.train.optimizer import named_state, restore_state
+from lmlab.train.parallel.layout import Layout
+from lmlab.train.sharded import is_part, local, part, whole
 
 
 def save(
@@ -32,16 +36,24 @@ def save(
     keep: int,
     more: Mapping[str, dict[str, Tensor]] | None = None,
     back: int | None = None,
+    layout: Layout | None = None,
 ) -> Path:
     """Write the checkpoint taken before `step`; then drop all but the newest `keep`, and with `back` those that are needed
-    to go back to that step. `more` are further files of tensors, by name.
+    to go back to that step. `more` are further files of tensors, by name. Of several ranks, all of which must call it, the
+    first gathers the tensors and writes them, so that a checkpoint knows nothing of ranks.
     """
+    layout = layout or Layout()
     path = folder / f"step-{step:08d}"
+    optimizer = layout.collect(_gathered(named_state(network, optimizers)))
+    weights, more = _gathered(trained_state(network)), {name: _gathered(each) for name, each in (more or {}).items()}
+    if not layout.leads:
+        layout.barrier()
+        return path
     try:
         with folder_atomic(path) as temporary:
-            save_file(_apart(trained_state(network)), temporary / "network.safetensors")
-            save_file(_apart(named_state(network, optimizers)), temporary / "optimizer.safetensors")
-            for name, tensors in (more or {}).items():
+            save_file(_apart(weights), temporary / "network.safetensors")
+            save_file(_apart(optimizer), temporary / "optimizer.safetensors")
+            for name, tensors in more.items():
                 save_file(_apart(tensors), temporary / f"{name}.safetensors")
             sums = {file.name: digest_file(file) for file in temporary.iterdir()}
             write_json(temporary / "state.json", {**state, "step": step, "sha256": sums})
@@ -51,7 +63,17 @@ def save(
         ) from None
     for old in _spare(listed(folder), keep, back):
         shutil.rmtree(old)
+    layout.barrier()
     return path
+
+
+def gathered(network: nn.Module) -> dict[str, Tensor]:
+    """The whole weights of a network of which each rank holds a part. Every rank must call it."""
+    return _gathered(network.state_dict())
+
+
+def _gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: whole(tensor) for name, tensor in tensors.items()}
 
 
 def step_of(path: Path) -> int:
@@ -80,8 +102,9 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     kept = {}
     for name, tensor in tensors.items():
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            seen.add(tensor.data_ptr())
+        held = local(tensor)
+        if held.data_ptr() not in seen or held.numel() == 0:
+            seen.add(held.data_ptr())
             kept[name] = tensor.contiguous()
     return kept
 
@@ -108,30 +131,51 @@ def restore(
     optimizers: list[Any],
     more: Mapping[str, Callable[[dict[str, Tensor]], None]] | None = None,
     wanted: Callable[[dict[str, Any]], bool] = lambda state: True,
+    layout: Layout | None = None,
 ) -> dict[str, Any] | None:
     """Load the newest good checkpoint whose state is `wanted` into network and optimizers; its state, or None for none.
-    `more` are takers of the further files, by name.
+    `more` are takers of the further files, by name. Of several ranks the first chooses it, and each takes its part.
 
     A damaged one is said aloud and passed over for the one before.
     """
+    layout = layout or Layout()
+    path = _newest(folder, wanted) if layout.leads else None
+    step = int(layout.agree(-1 if path is None else step_of(path)))
+    if step < 0:
+        return None
+    path = folder / f"step-{step:08d}"
+    names = set(_apart(trained_state(network)))
+    weights = load_file(path / "network.safetensors")
+    if set(weights) != names:
+        raise Failed(f"{path}: holds other weights than this network: {sorted(set(weights) ^ names)[:3]}")
+    put(network, weights)
+    for optimizer in optimizers:
+        optimizer.state.clear()
+    restore_state(network, optimizers, load_file(path / "optimizer.safetensors"))
+    for name, take in (more or {}).items():
+        take(load_file(path / f"{name}.safetensors"))
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
+
+
+@torch.no_grad()
+def put(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a network, of which this rank may hold a part, the whole weights of a checkpoint."""
+    held = network.state_dict()
+    if not any(is_part(tensor) for tensor in held.values()):
+        network.load_state_dict(weights, strict=False)
+        return
+    for name, tensor in weights.items():
+        local(held[name]).copy_(part(tensor, held[name]))
+
+
+def _newest(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> Path | None:
     for path in reversed(listed(folder)):
         state = good(path)
         if state is None:
             say(f"{path}: is damaged (a checksum differs); using the one before")
             continue
-        if not wanted(state):
-            continue
-        names = set(_apart(trained_state(network)))
-        weights = load_file(path / "network.safetensors")
-        if set(weights) != names:
-            raise Failed(f"{path}: holds other weights than this network: {sorted(set(weights) ^ names)[:3]}")
-        network.load_state_dict(weights, strict=False)
-        for optimizer in optimizers:
-            optimizer.state.clear()
-        restore_state(network, optimizers, load_file(path / "optimizer.safetensors"))
-        for name, take in (more or {}).items():
-            take(load_file(path / f"{name}.safetensors"))
-        return state
+        if wanted(state):
+            return path
     return None
 
 

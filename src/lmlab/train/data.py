@@ -5,6 +5,7 @@ So is what an objective draws in a window: the place of a cut, the spans that ar
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +18,14 @@ from lmlab.objective.example import Example, Ids, Task
 from lmlab.objective.layout import Layout
 from lmlab.train.order import EpochOrder, Order
 from lmlab.train.ramp import Batches
+
+Share = tuple[int, int]
+"""(this rank's place, how many ranks divide a batch's rows); (0, 1): all of them."""
+
+
+def own(rows: np.ndarray, share: Share) -> np.ndarray:
+    """A rank's part of a micro-batch's rows; it may be empty. The union over ranks is what one process would take."""
+    return np.array_split(rows, share[1])[share[0]]
 
 
 class PackedWindows:
@@ -35,16 +44,27 @@ class PackedWindows:
         seed: int,
         separate: bool,
         order: Order | None = None,
+        share: Share = (0, 1),
     ) -> None:
         """`batches`: rows a step, or how they grow. `order`: which window is whose turn; None for all, epoch by epoch."""
         self.tokens, self.starts, self.length, self.separate = shard.tokens, shard.starts, length, separate
+        self.share = share
         self.batches = Batches(batches, length) if isinstance(batches, int) else batches
         self.micro_batches, self.seed = micro_batches, seed
         self.order = order or EpochOrder(shard, length, seed, beyond=1)
 
     def __call__(self, step: int) -> list[Batch]:
         places = self.order.places(self.batches.numbers(step))
-        return [self._batch(part) for part in np.array_split(places, self.micro_batches) if len(part)]
+        return [self._own(part) for part in np.array_split(places, self.micro_batches) if len(part)]
+
+    def _own(self, places: np.ndarray) -> Batch:
+        """This rank's rows. Where there are fewer rows than ranks, one that counts for nothing: all must take part."""
+        rows = own(places, self.share)
+        if len(rows):
+            return self._batch(rows)
+        batch = self._batch(places[:1])
+        nothing = torch.zeros_like(batch.mask_BT)
+        return dataclasses.replace(batch, mask_BT=nothing, padding_BT=~nothing)
 
     def _batch(self, places: np.ndarray) -> Batch:
         at = places[:, None] + np.arange(self.length + 1)
@@ -75,7 +95,9 @@ class ExampleWindows:
         seed: int,
         separate: bool,
         order: Order | None = None,
+        share: Share = (0, 1),
     ) -> None:
+        self.share = share
         self.tokens, self.starts, self.task, self.layout = shard.tokens, shard.starts, task, layout
         self.length, self.micro_batches = length, micro_batches
         self.batches = Batches(batches, length) if isinstance(batches, int) else batches
@@ -86,12 +108,12 @@ class ExampleWindows:
         numbers = self.batches.numbers(step)
         places = self.order.places(numbers)
         parts = zip(np.array_split(places, self.micro_batches), np.array_split(numbers, self.micro_batches))
-        multiple = -(-len(numbers) // self.micro_batches // 4) or 1
-        return [
-            self.layout.batch([e for w, i in zip(*part) for e in self.examples(int(w), int(i))], multiple)[0]
-            for part in parts
-            if len(part[0])
-        ]
+        multiple = -(-len(numbers) // self.micro_batches // self.share[1] // 4) or 1
+        return [self._batch(own(at, self.share), own(which, self.share), multiple) for at, which in parts if len(at)]
+
+    def _batch(self, places: np.ndarray, numbers: np.ndarray, multiple: int) -> Batch:
+        examples = [example for w, i in zip(places, numbers) for example in self.examples(int(w), int(i))]
+        return self.layout.batch(examples, multiple)[0]
 
     def examples(self, place: int, number: int) -> Iterator[Example]:
         """The examples of the window that begins at a place in the tokens, drawn as the `number`-th of the run."""

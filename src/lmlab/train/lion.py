@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from lmlab.train.sharded import local
+
 
 class Lion(torch.optim.Optimizer):
     """x -= lr (sign(b1 m + (1 - b1) g) + weight_decay x), then m = b2 m + (1 - b2) g.
@@ -33,7 +35,7 @@ class Lion(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
-                momentum, gradient = state["momentum"], parameter.grad
+                momentum, gradient = local(state["momentum"]), local(parameter.grad)
                 direction = momentum.lerp(gradient, 1 - first).sign_()
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=group["lr"])
+                local(parameter).mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=group["lr"])
                 momentum.lerp_(gradient, 1 - second)

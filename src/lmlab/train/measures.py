@@ -9,6 +9,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from lmlab.model.wide import wide
+from lmlab.train.parallel.layout import Layout
+from lmlab.train.sharded import local, whole
+
+TENSOR_HAS_NO_NOISE = (
+    "noise_scale_every goes with data parallelism, and not with parallel.tensor: gradients of its ranks are complete only at "
+    "the end of a step"
+)
+
 
 def layer_of(name: str) -> str:
     """The part of the network that a parameter belongs to: a block by its number, else the first part of the name."""
@@ -23,7 +32,7 @@ def layer_norms(network: nn.Module) -> dict[str, float]:
     for name, parameter in network.named_parameters():
         if parameter.grad is not None:
             layer = layer_of(name)
-            squares[layer] = squares.get(layer, 0.0) + float(parameter.grad.float().square().sum())
+            squares[layer] = squares.get(layer, 0.0) + float(whole(wide(parameter.grad).square().sum()))
     return {f"grad_norm/{layer}": math.sqrt(square) for layer, square in squares.items()}
 
 
@@ -33,33 +42,47 @@ class NoiseScale:
     the step's. Both are averaged over steps before they are divided, because the ratio of noisy numbers is biased.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], keep: float = 0.9) -> None:
-        self.parameters, self.keep = parameters, keep
+    def __init__(self, parameters: Sequence[Tensor], layout: Layout | None = None, keep: float = 0.9) -> None:
+        """`layout`: ranks that have their part of every micro-batch; the gradients are then the whole micro-batch's. Not
+        with tensor parallelism, which completes gradients only at the end of a step. Raises ValueError there."""
+        self.parameters, self.layout, self.keep = parameters, layout or Layout(), keep
+        if self.layout.tensor > 1:
+            raise ValueError(TENSOR_HAS_NO_NOISE)
         self._before: list[Tensor] = []
         self._squares: list[float] = []
         self.trace = self.square = 0.0
 
     def begin(self) -> Callable[[], None]:
         """Before a step whose noise is measured; the function that it returns is to be called after each micro-batch."""
-        self._before = [torch.zeros_like(p) for p in self.parameters]
+        self._before = [torch.zeros_like(local(p)) for p in self.parameters]
         self._squares = []
         return self._after
 
     @torch.no_grad()
     def _after(self) -> None:
-        now = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in self.parameters]
-        self._squares.append(sum(float((a - b).float().square().sum()) for a, b in zip(now, self._before)))
+        now = [torch.zeros_like(b) if p.grad is None else local(p.grad).detach().clone()
+               for p, b in zip(self.parameters, self._before)]  # fmt: skip
+        self._squares.append(self._norm2([a - b for a, b in zip(now, self._before)]))
         self._before = now
+
+    def _norm2(self, gradients: list[Tensor]) -> float:
+        """The squared norm of gradients of which each rank holds a part (weights in parts) or a summand."""
+        if not self.layout.sharded:
+            gradients = [self.layout.total(each) for each in gradients]
+        square = sum(float(wide(each).square().sum()) for each in gradients)
+        return self.layout.sums({"square": square})["square"] if self.layout.sharded else square
 
     def end(self, sizes: list[int]) -> dict[str, float]:
         """{noise_scale} after the step's last micro-batch; {} where it cannot be told (one micro-batch, or no signal).
 
-        `sizes` are the micro-batches' counts; their gradients were divided by the count of the whole step.
+        `sizes` are this rank's counts of the micro-batches; gradients were divided by the count of the whole step.
         """
+        found = self.layout.sums({str(place): n for place, n in enumerate(sizes)})
+        sizes = [round(n) for n in found.values()]
         whole = sum(sizes)
         if len(sizes) < 2 or not whole:
             return {}
-        big = sum(float(each.float().square().sum()) for each in self._before)
+        big = self._norm2(self._before)
         small = [square * (whole / n) ** 2 for square, n in zip(self._squares, sizes) if n]
         inverse = sum(1 / n for n in sizes if n) / len(small)
         mean_small = sum(small) / len(small)

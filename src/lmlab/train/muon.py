@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmlab.train.sharded import alike, local, part, whole
+
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
@@ -31,7 +33,10 @@ def orthogonalise(g_NRC: Tensor, iterations: int = 5, dtype: torch.dtype = torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, then `orthogonalise`; decoupled weight decay as in AdamW."""
+    """Nesterov momentum, then `orthogonalise`; decoupled weight decay as in AdamW.
+
+    Where a matrix lies in parts each rank gathers the momentum's, orthogonalises all of it, and moves its own part.
+    """
 
     def __init__(
         self,
@@ -60,12 +65,14 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
             assert parameter.grad is not None
-            state["momentum"].lerp_(parameter.grad, 1 - momentum)
-            gradients.append(parameter.grad.lerp(state["momentum"], momentum))
+            gradient, mean = local(parameter.grad), local(state["momentum"])
+            mean.lerp_(gradient, 1 - momentum)
+            gradients.append(whole(alike(gradient.lerp(mean, momentum), parameter)))
         rows, columns = parameters[0].shape[-2:]
         scale = max(1.0, rows / columns) ** 0.5
         stacked = torch.stack(gradients)  # (n, rows, columns), or (n, experts, rows, columns)
         updates = orthogonalise(stacked.view(-1, rows, columns), dtype=group["dtype"]).view_as(stacked)
         for parameter, update in zip(parameters, updates):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update, alpha=-group["lr"] * scale)
+            held = local(parameter)
+            held.mul_(1 - group["lr"] * group["weight_decay"])
+            held.add_(part(update, parameter), alpha=-group["lr"] * scale)

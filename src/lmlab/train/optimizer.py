@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from lmlab.model.transformer import Transformer
 from lmlab.train.adafactor import Adafactor
 from lmlab.train.lion import Lion
 from lmlab.train.muon import Muon
+from lmlab.train.sharded import alike, is_part, local, mesh_of, part, whole
 
 
 class OptimizerConfig(Config):
@@ -60,12 +62,14 @@ def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.dim() >= 2 and not any(word in name for word in NOT_HIDDEN)
 
 
-def make_optimizers(network: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """One optimizer, or two for muon. Each group remembers its peak rate as `peak`.
+def make_optimizers(
+    network: nn.Module, config: OptimizerConfig, owns: Callable[[str], bool] = lambda name: True
+) -> list[torch.optim.Optimizer]:
+    """One optimizer, or two for muon. Each group remembers its peak rate as `peak`. `owns`: of which parameters, by name.
 
     Rates other than Muon's follow muP where the model's initialisation is muP (`learning_rate_multipliers`).
     """
-    named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+    named = [(n, p) for n, p in network.named_parameters() if p.requires_grad and owns(n)]
     matrices = [p for n, p in named if _is_hidden_matrix(n, p)]
     others = [p for n, p in named if not _is_hidden_matrix(n, p)]
     made: list[torch.optim.Optimizer] = []
@@ -73,11 +77,12 @@ def make_optimizers(network: nn.Module, config: OptimizerConfig) -> list[torch.o
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
     if config.name == "muon":
         dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
-        made.append(Muon(matrices, config.matrix_learning_rate, config.momentum, decay or 0.0, dtype))
+        made.append(Muon([{"params": matrices}], config.matrix_learning_rate, config.momentum, decay or 0.0, dtype))
     else:
         groups.append({"params": matrices, "weight_decay": decay})
     parts = [part for group in groups for part in _by_rate(group, network, config.learning_rate)]
-    if parts:
+    if parts or not made:
+        parts = parts or [{"params": [], "weight_decay": 0.0, "lr": config.learning_rate}]
         made.append(MAKERS[config.name](parts, config))
     for optimizer in made:
         for group in optimizer.param_groups:
@@ -107,17 +112,17 @@ MAKERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], torch.optim.
 
 
 def _by_rate(group: dict[str, Any], network: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-    """A group cut into one for each learning rate."""
+    """A group cut into one for each learning rate, and for each set of ranks that parameters lie on."""
     multipliers: dict[str, float] = {}
     for prefix, module in network.named_modules():
         if isinstance(module, Transformer) and module.config.width_multiplier != 1.0:
             found = learning_rate_multipliers(module)
             multipliers |= {f"{prefix}.{name}" if prefix else name: value for name, value in found.items()}
     factor = {id(parameter): multipliers.get(name, 1.0) for name, parameter in network.named_parameters()}
-    parts: dict[float, list[Tensor]] = {}
+    parts: dict[tuple[float, Any], list[Tensor]] = {}
     for parameter in group["params"]:
-        parts.setdefault(factor[id(parameter)], []).append(parameter)
-    return [{**group, "params": each, "lr": learning_rate * factor} for factor, each in parts.items()]
+        parts.setdefault((factor[id(parameter)], mesh_of(parameter)), []).append(parameter)
+    return [{**group, "params": each, "lr": learning_rate * factor} for (factor, _), each in parts.items()]
 
 
 def _fast_bfloat16() -> bool:
@@ -150,13 +155,23 @@ def restore_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer
     for name, value in saved.items():
         parameter_name, key = name.rsplit("/", 1)
         parameter = parameters[parameter_name]
-        owner[id(parameter)].state[parameter][key] = value
+        if id(parameter) not in owner:
+            continue  # another rank's
+        lies = is_part(parameter) and value.shape == parameter.shape
+        kept = part(value, parameter).clone() if lies else value
+        kept = kept if key == "step" else kept.to(parameter.device)
+        owner[id(parameter)].state[parameter][key] = alike(kept, parameter) if lies else kept
 
 
-def clip(parameters: Sequence[Tensor], largest: float) -> float:
-    """Scale all gradients so that their global norm is at most `largest` (0: only measure). Returns the norm before."""
+def clip(parameters: Sequence[Tensor], largest: float, agree: Callable[[float], float] = float) -> float:
+    """Scale all gradients so that their global norm is at most `largest` (0: only measure). Returns the norm before.
+    `agree`: the number that all ranks take, so that weights which several of them hold stay alike to the last bit."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients))
+    by_mesh: dict[Any, list[Tensor]] = {}
+    for gradient in gradients:
+        by_mesh.setdefault(mesh_of(gradient), []).append(gradient)
+    norms = [float(whole(torch.nn.utils.get_total_norm(each))) for each in by_mesh.values()]
+    norm = agree(norms[0] if len(norms) == 1 else math.hypot(*norms))
     if largest and norm > largest:
-        torch._foreach_mul_(gradients, largest / (norm + 1e-6))
+        torch._foreach_mul_([local(each) for each in gradients], largest / (norm + 1e-6))
     return norm

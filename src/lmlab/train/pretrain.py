@@ -27,19 +27,26 @@ from lmlab.objective.example import Task
 from lmlab.objective.layout import Layout
 from lmlab.objective.settings import CausalLM
 from lmlab.progress import say
+from lmlab.ranks import size
 from lmlab.run import Context, Input, StageKind, write_json
 from lmlab.text.stage import TokenizerConfig
 from lmlab.text.tokenizer import Tokenizer
+from lmlab.train.checkpoint import gathered
 from lmlab.train.copying import copying
 from lmlab.train.data import ExampleWindows, PackedWindows
 from lmlab.train.heldout import Heldout, piece_tokens
 from lmlab.train.lengths import by_length
 from lmlab.train.order import EpochOrder, MixedOrder, Order
-from lmlab.train.plan import Shape, make_plan
+from lmlab.train.parallel import Layout as Ranks
+from lmlab.train.parallel import join, misfits
+from lmlab.train.plan import Shape, make_plan, shape_of_width
 from lmlab.train.pretrain_config import PretrainConfig
 from lmlab.train.ramp import Batches
 from lmlab.train.start import starting_point
 from lmlab.train.trainer import TrainConfig, fit
+
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
 @dataclass(frozen=True)
@@ -55,17 +62,21 @@ class Texts:
 
 def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> Texts:
     """Encode both splits. Raises Failed where one of them is empty."""
-    train, heldout = (
-        write_shards(
-            context.out / "tokens" / split,
-            ((row["id"], row["source"], row["text"]) for row in documents(corpus, split)),
-            tokenizer.encode_many,
-            end_of_text=tokenizer.eos_id,
-            vocabulary=tokenizer.vocab_size,
-            tokenizer=tokenizer.fingerprint,
-        )
-        for split in ("train", "heldout")
-    )
+    folders = [context.out / "tokens" / split for split in SPLITS]
+
+    def write() -> None:
+        for folder, split in zip(folders, SPLITS):
+            write_shards(
+                folder,
+                ((row["id"], row["source"], row["text"]) for row in documents(corpus, split)),
+                tokenizer.encode_many,
+                end_of_text=tokenizer.eos_id,
+                vocabulary=tokenizer.vocab_size,
+                tokenizer=tokenizer.fingerprint,
+            )
+
+    context.first(write)
+    train, heldout = (Shards(folder, verify=False) for folder in folders)
     if not len(heldout) or len(train) == 0:
         raise Failed(f"{corpus}: expected training and held-out documents, found {len(train)} and {len(heldout)}")
     sizes = [len(tokenizer.decode(heldout.document(index)).encode("utf-8")) for index in range(len(heldout))]
@@ -87,6 +98,8 @@ def run(context: Context) -> Mapping[str, Any]:
     tokenizer, room = start.tokenizer, config.model.context_length
     parts = config.model if start.shape is None else start.shape
     _carried(name, config, parts, tokenizer)
+    if start.shape is not None:
+        _laid_out(name, config, start.shape)
     prepared = prepare(context, tokenizer, corpus)
     train, heldout, sizes, original = prepared.train, prepared.heldout, prepared.sizes, prepared.original
     task = make_task(config.objective, tokenizer)
@@ -118,6 +131,7 @@ def run(context: Context) -> Mapping[str, Any]:
         )
     )
     shape = ModelConfig.model_validate(plan["model"])
+    _laid_out(name, config, shape)
     describe(plan, shape, len(train.tokens))
     model = start.model(shape, context.seed)
     model.kernel = plan["kernel"]
@@ -127,8 +141,8 @@ def run(context: Context) -> Mapping[str, Any]:
     scores: dict[str, Any] = {}
     if config.before:
         untrained = lambda: ratio(texts.after(*measured), sizes).to_json()  # noqa: E731
-        scores["before"] = _once(context.out / "before.json", untrained)
-    base = _baselines(context.out / "baselines.json", corpus) if config.baselines else {}
+        scores["before"] = context.first(lambda: _once(context.out / "before.json", untrained))
+    base = _baselines(context, corpus) if config.baselines else {}
     settings = TrainConfig(
         steps=plan["steps"],
         optimizer=config.optimizer,
@@ -145,16 +159,19 @@ def run(context: Context) -> Mapping[str, Any]:
         checkpoint_steps=config.checkpoint_steps,
         keep=config.keep,
     )
-    separate = config.separate_documents
     batches = Batches(plan["rows"], plan["length"], config.batch_ramp)
-    drawn = (train, plan["length"], context.seed, 1 if packed else 0)
-    order: Order = EpochOrder(*drawn)
-    if config.mixture is not None:
-        order = MixedOrder(*drawn, config.mixture, batches, plan["steps"])
-    cut = (plan["length"], batches, config.micro_batches, context.seed, separate, order)
+    ranks = Ranks(config.parallel, join(context.board))
+    order = _order(config, plan, train, context.seed, batches, beyond=1 if packed else 0)
+    cut = (plan["length"], batches, config.micro_batches, context.seed, config.separate_documents, order, ranks.share)
     source = PackedWindows(train, *cut) if packed else ExampleWindows(train, task, _tight(layout, task, length), *cut)
     objective = make_objective(config.objective, config.z_loss)
-    last = fit(model, objective, source, settings, context, tokens=lambda batch: batch.size, batches=batches)
+    last = fit(
+        model, objective, source, settings, context, tokens=lambda batch: batch.size, batches=batches, layout=ranks
+    )
+    model = _whole(model, shape, ranks)
+    if model is None:
+        return {}
+    measured = (model, task, layout, precision)
     model.kernel = "auto"
     bits = texts.after(*measured)
     after = ratio(bits, sizes)
@@ -197,16 +214,39 @@ def run(context: Context) -> Mapping[str, Any]:
     return {"bits_per_byte": after.value, "parameters": shape.parameters()["total"], "loss": last.get("loss")}
 
 
-def _texts(corpus: Path, split: Literal["train", "heldout"]) -> list[str]:
+def _order(
+    config: PretrainConfig, plan: Mapping[str, Any], train: Shards, seed: int, batches: Batches, beyond: int
+) -> Order:
+    """Which window is whose turn."""
+    drawn = (train, plan["length"], seed, beyond)
+    if config.mixture is None:
+        return EpochOrder(*drawn)
+    return MixedOrder(*drawn, config.mixture, batches, plan["steps"])
+
+
+def _whole(model: Transformer, shape: ModelConfig, ranks: Ranks) -> Transformer | None:
+    """Of several ranks the first gets the whole model, on the CPU, and the others nothing. All must call it."""
+    if not ranks.several:
+        return model
+    weights = gathered(model)
+    if not ranks.leads:
+        return None
+    whole = Transformer(shape).eval()
+    whole.load_state_dict(weights, strict=False)
+    return whole
+
+
+def _texts(corpus: Path, split: Split) -> list[str]:
     return [row["text"] for row in documents(corpus, split)]
 
 
-def _baselines(path: Path, corpus: Path) -> dict[str, Baseline]:
+def _baselines(context: Context, corpus: Path) -> dict[str, Baseline]:
     def make() -> dict[str, Any]:
         measured = measure_baselines(_texts(corpus, "heldout"), _texts(corpus, "train"))
         return {name: each.to_json() for name, each in measured.items()}
 
-    return {name: Baseline.from_json(row) for name, row in _once(path, make).items()}
+    path = context.out / "baselines.json"
+    return {name: Baseline.from_json(row) for name, row in context.first(lambda: _once(path, make)).items()}
 
 
 def continuations(
@@ -240,6 +280,12 @@ def _carried(name: str, config: PretrainConfig, shape: Shape | ModelConfig, toke
         raise Refused(f"{name}: {lacking or '; '.join(found)}")
 
 
+def _laid_out(name: str, config: PretrainConfig, shape: ModelConfig) -> None:
+    """Refuse a model that the processes cannot share so."""
+    for problem in misfits(config.parallel, size(), shape):
+        raise Refused(f"{name}: {problem}")
+
+
 def _tight(layout: Layout, task: Task, length: int) -> Layout:
     """With an encoder, a decoder's rows as long as the targets of a window, rounded up to 16: no more is trained on."""
     if not layout.has_encoder:
@@ -248,12 +294,21 @@ def _tight(layout: Layout, task: Task, length: int) -> Layout:
 
 
 def _check(config: PretrainConfig, fillers: Mapping[str, Any]) -> str | None:
-    """Whether there is a tokenizer, and the one that the recipe trains will have what the objective needs."""
+    """Whether there is a tokenizer, and the one that the recipe trains will have what the objective needs; and whether the
+    processes can be laid out so."""
     made, model, shape = fillers.get("tokenizer"), fillers.get("model"), config.model
     if made is None and (model is None or str(model).startswith("preset:")):
         return (
             "needs a 'tokenizer': a stage of kind tokenizer before it, from.tokenizer=PATH, or the one of a from.model"
         )
+    sized = None
+    if model is None and shape.d_model is not None and isinstance(made, TokenizerConfig):
+        try:
+            sized = shape_of_width(shape, shape.d_model, made.vocab_size)
+        except ValueError as error:
+            return f"model: {error}"
+    for problem in misfits(config.parallel, size(), sized):
+        return problem
     if not isinstance(made, TokenizerConfig):
         return None
     return missing(config.objective, shape.architecture, shape.context_length, made.sentinels, made.added.__contains__)
@@ -278,4 +333,5 @@ STAGE = StageKind(
         Input("model", LANGUAGE_MODEL_STAGES, required=False, model=True, named=True),
     ),
     check=_check,
+    distributed=True,
 )

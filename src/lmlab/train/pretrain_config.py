@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,7 +12,9 @@ from lmlab.errors import nearest
 from lmlab.model.settings import Architecture
 from lmlab.objective.build import problems
 from lmlab.objective.settings import CausalLM, ObjectiveConfig
+from lmlab.train.measures import TENSOR_HAS_NO_NOISE
 from lmlab.train.optimizer import OptimizerConfig
+from lmlab.train.parallel import ParallelConfig
 from lmlab.train.plan import Shape
 from lmlab.train.published import PUBLISHED
 from lmlab.train.ramp import RampConfig
@@ -40,6 +42,8 @@ class PretrainSchedule(ScheduleConfig):
 
 class PretrainConfig(Config):
     """Settings of pretraining. With `minutes` the shape, steps and precision are sized to this machine."""
+
+    apart: ClassVar[frozenset[str]] = frozenset({"parallel"})
 
     published: str | None = None
     """The optimisation settings of a published model, where the recipe is silent: gpt3-175b, palm-540b, llama-7b, glm-130b and
@@ -86,6 +90,8 @@ class PretrainConfig(Config):
     checkpoint_seconds: float = Field(default=60, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     keep: int = Field(default=2, ge=1)
+    parallel: ParallelConfig = ParallelConfig()
+    """How several processes (torchrun) share the work."""
     before: bool = True
     """Measure the model before training too."""
     baselines: bool = True
@@ -117,11 +123,13 @@ class PretrainConfig(Config):
         return under(PUBLISHED[name], given)
 
     @model_validator(mode="after")
-    def _noise_needs_parts(self) -> PretrainConfig:
+    def _noise_can_be_told(self) -> PretrainConfig:
         if self.noise_scale_every and self.micro_batches < 2:
             raise ValueError(
                 "noise_scale_every needs micro_batches of at least 2: the noise is told from their differences"
             )
+        if self.noise_scale_every and self.parallel.tensor > 1:
+            raise ValueError(TENSOR_HAS_NO_NOISE)
         return self
 
     @model_validator(mode="after")

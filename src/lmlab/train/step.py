@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from lmlab.train.parallel.layout import Layout
 
 
 class Objective(Protocol):
@@ -48,22 +51,29 @@ def accumulate(
     batches: list[Any],
     precision_name: str,
     after_each: Callable[[], None] | None = None,
+    layout: Layout | None = None,
 ) -> dict[str, float]:
     """Backward of one optimizer step's micro-batches. Returns the terms' means and the reported numbers.
-    `after_each` is called after each micro-batch's backward.
+    `after_each` is called after each micro-batch's backward. On several ranks each has its part of every micro-batch, and
+    the numbers are the whole step's; gradients are the whole's after `layout.finish`.
 
     A network's auxiliary losses (the balance of experts) are statistics of a micro-batch, not sums over it: they are
     averaged over the micro-batches, so cutting a step differently does change them.
     """
+    layout = layout or Layout()
+    device = layout.world.device
     counts: dict[str, int] = {}
     for batch in batches:
         for term, n in objective.count(batch).items():
             counts[term] = counts.get(term, 0) + n
+    if layout.several:
+        counts = {term: round(n) for term, n in layout.sums(counts).items()}
+        batches = [on_device(batch, device) for batch in batches]
     means = dict.fromkeys(counts, 0.0)
     reported: dict[str, list[float]] = {}
     averaged: dict[str, float] = {}
     for batch in batches:
-        with autocast(precision_name):
+        with autocast(precision_name, device.type):
             sums, extra, auxiliary = forward(batch)
         terms = {term: total / counts[term] for term, total in sums.items() if counts[term]}
         total = sum(objective.weights[term] * value for term, value in terms.items())
@@ -81,12 +91,37 @@ def accumulate(
             pair[1] += float(bottom)
         for name, value in auxiliary.items():
             averaged[name] = averaged.get(name, 0.0) + float(value.detach()) / len(batches)
+    if layout.several:
+        means, averaged, reported = _over_ranks(layout, means, averaged, reported)
     loss = averaged.pop(PENALTY, 0.0) + sum(objective.weights[term] * value for term, value in means.items())
     ratios = {name: top / bottom for name, (top, bottom) in reported.items() if bottom > 0}
     return {"loss": loss, **means, **averaged, **ratios}
 
 
-PENALTY = "penalty"
+def _over_ranks(
+    layout: Layout, means: dict[str, float], averaged: dict[str, float], reported: dict[str, list[float]]
+) -> tuple[dict[str, float], dict[str, float], dict[str, list[float]]]:
+    """The numbers of a step, added up over ranks in one call; what all have alike stays."""
+    parts = {("term", name): value for name, value in means.items()}
+    parts |= {("averaged", name): value for name, value in averaged.items() if name != LOAD}
+    for name, (top, bottom) in reported.items():
+        parts |= {("top", name): top, ("bottom", name): bottom}
+    found = layout.sums(parts)
+    return (
+        {name: found["term", name] for name in means},
+        {name: value if name == LOAD else found["averaged", name] for name, value in averaged.items()},
+        {name: [found["top", name], found["bottom", name]] for name in reported},
+    )
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """A batch (a dataclass with tensors in its fields) whose tensors are on a device."""
+    moved = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    moved = {name: value.to(device) for name, value in moved.items() if isinstance(value, Tensor)}
+    return dataclasses.replace(batch, **moved)
+
+
+PENALTY, LOAD = "penalty", "largest_load"
 
 
 def auxiliary_of(output: Any) -> dict[str, Tensor]:
@@ -96,7 +131,7 @@ def auxiliary_of(output: Any) -> dict[str, Tensor]:
     if penalty is None:
         return {}
     found = {name: output.auxiliary[name] for name in ("balance", "router_z")}
-    return {PENALTY: penalty, **found, "largest_load": output.auxiliary["expert_load"].max()}
+    return {PENALTY: penalty, **found, LOAD: output.auxiliary["expert_load"].max()}
 
 
 def make_forward(network: nn.Module, objective: Objective, compiled: bool) -> Callable[[Any], Any]:

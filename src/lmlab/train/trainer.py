@@ -20,17 +20,20 @@ from pydantic import Field
 from torch import nn
 
 from lmlab.config import Config
-from lmlab.errors import Failed
+from lmlab.errors import Failed, Stopped
 from lmlab.progress import bar, say
 from lmlab.run import Context, write_json
 from lmlab.train import checkpoint
 from lmlab.train.average import Average
 from lmlab.train.measures import NoiseScale, layer_norms
 from lmlab.train.optimizer import OptimizerConfig, clip, make_optimizers, set_rate
+from lmlab.train.parallel.apply import parallelize
+from lmlab.train.parallel.layout import Layout
 from lmlab.train.ramp import Batches
 from lmlab.train.schedule import ScheduleConfig, rate
 from lmlab.train.stability import Detector, Journal, SpikeConfig
 from lmlab.train.step import Objective, Source, accumulate, make_forward, matrix_library
+from lmlab.train.stop import Stop
 
 
 class TrainConfig(Config):
@@ -75,14 +78,20 @@ def fit(
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
     folder: Path | None = None,
     batches: Batches | None = None,
+    layout: Layout | None = None,
 ) -> dict[str, float]:
     """Train for `config.steps` steps, from the newest good checkpoint if there is one. Returns the last step's metrics.
+
+    `layout` says which rank does what. Every rank calls with the same network, whole, which is made this rank's part of it
+    (`checkpoint.gathered` gives the whole back), and with a source of its own share of every batch (`layout.share`).
 
     Dropout and whatever else draws from torch's generator is seeded by (seed, step), so a resumed run draws what an
     uninterrupted one would. `batches` tells how batches grow, for schedules that count tokens. Raises Failed when the loss
     is not a number and no policy deals with it, before the weights are touched; what made it is written to bad-batch files.
+    Raises Stopped after SIGTERM to any rank, when all have finished the step and saved.
     """
-    run = _Run(network, objective, source, config, context, tokens, folder or context.out / "checkpoints", batches)
+    place = folder or context.out / "checkpoints"
+    run = _Run(network, objective, source, config, context, tokens, place, batches, layout or Layout())
     try:
         return run.through(on_step)
     finally:
@@ -102,15 +111,17 @@ class _Run:
         tokens: Callable[[Any], int] | None,
         folder: Path,
         batches: Batches | None,
+        layout: Layout,
     ) -> None:
-        self.network, self.objective, self.source = network, objective, source
+        self.layout = layout
+        self.network, self.objective, self.source = parallelize(network, layout, config.compile), objective, source
         self.config, self.context, self.tokens, self.folder, self.batches = config, context, tokens, folder, batches
-        self.optimizers = make_optimizers(network, config.optimizer)
-        self.forward = make_forward(network, objective, config.compile)
+        self.optimizers = make_optimizers(network, config.optimizer, layout.owns)
+        self.forward = make_forward(network, objective, config.compile and not layout.several)
         self.trained = [p for p in network.parameters() if p.requires_grad]
         self.average = Average(network, config.ema) if config.ema is not None else None
         self.detector, self.journal = Detector(config.spikes), Journal()
-        self.noise = NoiseScale(self.trained) if config.noise_scale_every else None
+        self.noise = NoiseScale(self.trained, layout) if config.noise_scale_every else None
         self.metrics: dict[str, float] = {}
         self.saved = time.monotonic()
         self.hooks = _shrink_embedding_gradient(network, config.embedding_gradient)
@@ -121,11 +132,16 @@ class _Run:
         step = start = self.restore()
         if start == 0 and self._goes_back and config.steps:
             self.save(0)
-        with matrix_library(config.precision), bar(context.name, config.steps, start) as advance:
+        with matrix_library(config.precision), bar(context.name, config.steps, start) as advance, Stop() as stop:
             while step < config.steps:
-                if step > start and self.due(step):
+                stopping = self.layout.any(stop.asked) and self.may_save(step)
+                if step > start and (self.due(step) or stopping):
                     self.save(step)
-                torch.manual_seed((context.seed << 32) + step)
+                if stopping:
+                    raise Stopped(
+                        f"{context.name}: stopped before step {step} and saved; the same command goes on from there"
+                    )
+                torch.manual_seed((context.seed << 32) + step + (self.layout.share[0] << 24))
                 back = self.step(step)
                 if back is not None:
                     advance(back - step, f"back to step {back}")
@@ -162,9 +178,12 @@ class _Run:
         if self._journal_file.exists():
             self.journal = Journal(json.loads(self._journal_file.read_text(encoding="utf-8")))
         more = {} if self.average is None else {"average": self.average.restore}
-        state = checkpoint.restore(self.folder, self.network, self.optimizers, more, lambda s: not self._outdated(s))
+        wanted = self._outdated
+        state = checkpoint.restore(
+            self.folder, self.network, self.optimizers, more, lambda s: not wanted(s), self.layout
+        )
         step = int(state["step"]) if state else 0
-        for path in checkpoint.listed(self.folder):
+        for path in checkpoint.listed(self.folder) if self.layout.leads else ():
             if checkpoint.step_of(path) > step and self.journal.entries:
                 shutil.rmtree(path)  # of a past that was taken back
         if state and hasattr(self.source, "restore"):
@@ -187,18 +206,24 @@ class _Run:
         }
         more = {} if self.average is None else {"average": self.average.state()}
         back = step - self.config.spikes.back if self._goes_back else None
-        checkpoint.save(self.folder, step, self.network, self.optimizers, state, self.config.keep, more, back)
+        kept = (self.config.keep, more, back, self.layout)
+        checkpoint.save(self.folder, step, self.network, self.optimizers, state, *kept)
         self.context.tick()
         self.saved = time.monotonic()
 
+    def may_save(self, step: int) -> bool:
+        """May a checkpoint be taken before this step?"""
+        boundary = getattr(self.source, "boundary", None)
+        return boundary is None or boundary(step)
+
     def due(self, step: int) -> bool:
         """May a checkpoint be taken before this step, and is it time?"""
-        boundary = getattr(self.source, "boundary", None)
-        if boundary is not None and not boundary(step):
+        if not self.may_save(step):
             return False
         config = self.config
         every = config.checkpoint_steps or (max(1, config.spikes.back // 2) if self._goes_back else None)
-        return bool(every and step % every == 0) or time.monotonic() - self.saved >= config.checkpoint_seconds
+        late = time.monotonic() - self.saved >= config.checkpoint_seconds
+        return bool(every and step % every == 0) or bool(self.layout.agree(late))
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
@@ -208,14 +233,15 @@ class _Run:
         batches = self.source(self.journal.data_step(step))
         self.network.train()
         measured = self.noise if self.noise and step % (self.config.noise_scale_every or 1) == 0 else None
-        metrics = accumulate(
-            self.forward, self.objective, batches, self.config.precision, measured.begin() if measured else None
-        )
+        after_each = measured.begin() if measured else None
+        metrics = accumulate(self.forward, self.objective, batches, self.config.precision, after_each, self.layout)
+        self.layout.finish(self.network)
         if self.config.layer_norms_every and step % self.config.layer_norms_every == 0:
             metrics |= layer_norms(self.network)
         if measured is not None:
             metrics |= measured.end([sum(self.objective.count(batch).values()) for batch in batches])
-        metrics["grad_norm"] = clip(self.trained, self.config.clip)
+        metrics["grad_norm"] = clip(self.trained, self.config.clip, self.layout.agree)
+        metrics["loss"] = self.layout.agree(metrics["loss"])  # what is done about a spike follows from these two
         reason = self._spike(step, metrics)
         if reason is not None:
             self._clear()
@@ -227,19 +253,19 @@ class _Run:
         if reason is None:
             for optimizer in self.optimizers:
                 optimizer.step()
+            self.layout.spread(self.network)
             if self.average is not None:
                 self.average.update()
         self._clear()
         if self.tokens is not None:
-            metrics["tokens"] = sum(self.tokens(batch) for batch in batches)
+            metrics["tokens"] = self.layout.sums({"tokens": sum(self.tokens(batch) for batch in batches)})["tokens"]
             metrics["tokens_per_second"] = metrics["tokens"] / (time.monotonic() - begun)
         metrics["seconds"] = round(self.context.seconds, 3)
         self.metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return None
 
     def _clear(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
 
     def _rate(self, step: int) -> float:
         """Fraction of the peak: the schedule's, times the answer to the batch's size, times what interventions lowered."""
@@ -269,7 +295,8 @@ class _Run:
         """Do what the policy says about a spike at `step`. Returns the step to go back to, or None to leave this one out."""
         spikes, where = self.config.spikes, f"{self.context.name}: {reason} at step {step}"
         if not finite:
-            place = checkpoint.write_batches(self.context.out / f"bad-batch-{step:08d}.safetensors", batches)
+            own = f"-rank-{self.layout.world.rank}" if self.layout.world.rank else ""
+            place = checkpoint.write_batches(self.context.out / f"bad-batch-{step:08d}{own}.safetensors", batches)
             where += f" (its batch is in {place})"
         if spikes.policy == "none":
             raise Failed(f"{where}; the weights are untouched")
@@ -280,14 +307,17 @@ class _Run:
             )
         target = self._checkpoint_before(step - spikes.back) if self._goes_back else step
         entry = self.journal.add(step, target, reason, spikes)
-        write_json(self._journal_file, self.journal.entries)
+        if self.layout.leads:
+            write_json(self._journal_file, self.journal.entries)
+        self.layout.barrier()
         say(f"{where}: {entry['policy']}" + (f", back to step {target}" if self._goes_back else " this step"))
         return self.restore() if self._goes_back else None
 
     def _checkpoint_before(self, step: int) -> int:
-        """The newest good checkpoint at or before a step, else the oldest there is."""
-        steps = [checkpoint.step_of(path) for path in checkpoint.listed(self.folder) if checkpoint.good(path)]
-        return max((each for each in steps if each <= step), default=min(steps, default=0))
+        """The newest good checkpoint at or before a step, else the oldest there is: as rank 0 finds them."""
+        found = checkpoint.listed(self.folder) if self.layout.leads else []
+        steps = [checkpoint.step_of(path) for path in found if checkpoint.good(path)]
+        return int(self.layout.agree(max((each for each in steps if each <= step), default=min(steps, default=0))))
 
 
 def _finite(metrics: Mapping[str, float]) -> bool:

@@ -1,0 +1,224 @@
+"""Which rank does what: the settings, what cannot be, and the mesh of ranks with the sums that are taken over it.
+
+Gradients and losses are sums, never averages: counts are summed over ranks before the backward pass, every rank divides by
+the sum, and gradients are added up. So a layout cannot change what is learnt, only the order in which numbers are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+
+from lmlab.config import Config
+from lmlab.model.config import ModelConfig
+from lmlab.train.parallel.world import World
+from lmlab.train.sharded import local
+
+Name = TypeVar("Name", str, tuple[str, str])
+
+
+class ParallelConfig(Config):
+    """How several processes share the work. The product of the degrees is the number of processes."""
+
+    data: int | None = Field(default=None, ge=1)
+    """Groups of processes that each take their rows of every batch. null: what the other degrees leave."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """What data-parallel ranks keep only a part of (ZeRO, 1910.02054): nothing; 1 the optimizer's state; 2 also gradients;
+    3 also weights. 2 and 3 are torch's fully_shard."""
+
+    tensor: int = Field(default=1, ge=1)
+    """Processes that share every matrix (Megatron-LM, 1909.08053): some heads, some of d_ff, some of the vocabulary each."""
+    sequence: bool = True
+    """With `tensor`: the residual stream between matrices is divided too, by tokens (sequence parallelism, 2205.05198)."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What a block computes again in the backward pass instead of keeping it: all of it (1604.06174; a third more FLOPs), or
+    its attention alone (2205.05198). Also with one process."""
+
+
+def misfits(config: ParallelConfig, ranks: int, shape: ModelConfig | None = None) -> Iterator[str]:
+    """Why so many processes cannot be laid out so."""
+    needed = (config.data or 1) * config.tensor
+    if (needed != ranks) if config.data is not None else ranks % needed:
+        named = f"data {config.data or '(the rest)'} x tensor {config.tensor}"
+        yield f"parallel: {named} makes {needed} processes, but {ranks} run (torchrun --nproc-per-node)"
+    if shape is not None and config.tensor > 1:
+        from lmlab.train.parallel.tensor import tensor_misfits
+
+        yield from tensor_misfits(shape, config.tensor, config.sequence)
+
+
+class Layout:
+    """The mesh of ranks, and what this rank shares with the others. `Layout()` is one process: every method then gives back
+    what it was given."""
+
+    def __init__(
+        self, config: ParallelConfig | None = None, world: World | None = None, shape: ModelConfig | None = None
+    ) -> None:
+        """Raises ValueError where `misfits` finds something. Every rank makes it at the same time."""
+        self.config, self.world = config or ParallelConfig(), world or World()
+        for problem in misfits(self.config, self.world.size, shape):
+            raise ValueError(problem)
+        self.tensor = self.config.tensor
+        self.data = self.config.data or self.world.size // self.tensor
+        self.partial: set[str] = set()
+        self.mesh: Any = None
+        if self.several:
+            from torch.distributed.device_mesh import init_device_mesh
+
+            degrees = {"data": self.data, "tensor": self.tensor}
+            self.mesh = init_device_mesh(self.world.device.type, tuple(degrees.values()), mesh_dim_names=tuple(degrees))
+        self._owners: dict[str, int] = {}
+
+    @property
+    def several(self) -> bool:
+        return self.world.size > 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes files."""
+        return self.world.rank == 0
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(this rank's place among those that divide a batch's rows, their number)."""
+        return (self.mesh.get_local_rank("data"), self.data) if self.several else (0, 1)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights lie in parts (fully_shard)."""
+        return self.several and self.config.zero >= 2
+
+    # --- sums and agreements -----------------------------------------------------------------------------------------
+
+    def _group(self) -> Any:
+        return self.mesh.get_group("data")
+
+    def total(self, count: Tensor) -> Tensor:
+        """A count of this rank's part of a micro-batch, summed over those who share it. Not differentiable."""
+        if not self.several:
+            return count
+        count = count.detach().clone()
+        dist.all_reduce(count, group=self._group())
+        return count
+
+    def sums(self, values: Mapping[Name, float]) -> dict[Name, float]:
+        """Each number summed over the ranks that divide the batch. The names must be the same on all."""
+        if not self.several:
+            return dict(values)
+        names = sorted(values)
+        row = torch.tensor([values[name] for name in names], dtype=torch.float64)
+        row = self.total(row.to(self.world.device))
+        found = dict(zip(names, row.tolist(), strict=True))
+        return {name: found[name] for name in values}
+
+    def agree(self, value: float) -> float:
+        """Rank 0's number."""
+        if not self.several:
+            return value
+        told = torch.tensor(value, dtype=torch.float64, device=self.world.device)
+        dist.broadcast(told, 0)
+        return float(told)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any rank."""
+        if not self.several:
+            return flag
+        told = torch.tensor(int(flag), device=self.world.device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told)
+
+    def barrier(self) -> None:
+        """Until all are here."""
+        if self.several:
+            dist.barrier()
+
+    # --- gradients ---------------------------------------------------------------------------------------------------
+
+    def finish(self, network: nn.Module) -> None:
+        """After the step's last backward pass: every gradient is the sum over all ranks."""
+        if self.tensor > 1:
+            from lmlab.train.parallel.tensor import complete
+
+            complete(network, self.partial, self.mesh.get_group("tensor"))
+        if self.data > 1 and not self.sharded:
+            _sum_gradients([p for p in network.parameters() if p.requires_grad], self._group())
+
+    # --- ZeRO 1: each parameter's optimizer state lives on one rank --------------------------------------------------
+
+    def divide(self, network: nn.Module) -> None:
+        """Give each parameter an owner, so that all own about as much: the largest first, each to whoever has least."""
+        if not self.several or self.config.zero != 1:
+            return
+        load = [0] * self.data
+        trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        for name, parameter in sorted(trained, key=lambda each: (-each[1].numel(), each[0])):
+            least = load.index(min(load))
+            self._owners[name] = least
+            load[least] += parameter.numel()
+
+    def owns(self, name: str) -> bool:
+        """Whether this rank's optimizer moves the parameter."""
+        return self._owners.get(name, self.share[0]) == self.share[0]
+
+    def spread(self, network: nn.Module) -> None:
+        """After the optimizer's step: the owners' weights to all."""
+        for name, parameter in network.named_parameters():
+            if name in self._owners:
+                dist.broadcast(local(parameter.detach()), group=self._group(), group_src=self._owners[name])
+
+    def collect(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The optimizers' named tensors of all owners. Every rank must call it."""
+        if not self._owners:
+            return state
+        import json
+
+        found: dict[str, Tensor] = {}
+        for owner in range(self.data):
+            mine = owner == self.share[0]
+            listed = [[n, list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in state.items()] if mine else []
+            text = torch.frombuffer(bytearray(json.dumps(listed).encode()), dtype=torch.uint8).to(self.world.device)
+            length = torch.tensor(len(text), device=self.world.device)
+            dist.broadcast(length, group=self._group(), group_src=owner)
+            text = text if mine else torch.empty(int(length), dtype=torch.uint8, device=self.world.device)
+            dist.broadcast(text, group=self._group(), group_src=owner)
+            for name, shape, dtype in json.loads(bytes(text.cpu().numpy())):
+                made = torch.empty(shape, dtype=getattr(torch, dtype), device=self.world.device)
+                tensor = state[name].to(self.world.device).contiguous() if mine else made
+                dist.broadcast(tensor, group=self._group(), group_src=owner)
+                found[name] = tensor
+        return found
+
+
+BUCKET_BYTES = 25 << 20
+"""Gradients that are summed in one call (torch's DistributedDataParallel takes as many)."""
+
+
+def _sum_gradients(parameters: Sequence[nn.Parameter], group: Any) -> None:
+    """Add gradients up over a group, several in one call. One that is missing here counts as zeros."""
+    bucket: list[Tensor] = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradient = local(parameter.grad)
+        if bucket and (gradient.dtype != bucket[0].dtype or sum(map(_bytes, bucket)) + _bytes(gradient) > BUCKET_BYTES):
+            _sum_bucket(bucket, group)
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        _sum_bucket(bucket, group)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _sum_bucket(bucket: list[Tensor], group: Any) -> None:
+    flat = torch.cat([each.reshape(-1) for each in bucket])
+    dist.all_reduce(flat, group=group)
+    for gradient, summed in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
+        gradient.copy_(summed.view_as(gradient))

@@ -1,0 +1,72 @@
+"""Ranks for tests: processes that are forked, one thread each, with gloo between them."""
+
+import json
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.fsdp
+import torch.distributed.tensor  # imported before the fork: a child that imports takes seconds
+
+from lmlab.train.parallel import World
+
+SECONDS = 240
+
+
+def _child(work: Callable[[World], Any], rank: int, size: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+    status = 1
+    try:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+        (folder / f"{rank}.json").write_text(json.dumps(work(World(rank, size))))
+        dist.barrier()
+        dist.destroy_process_group()
+        status = 0
+    except BaseException:
+        (folder / f"{rank}.error").write_text(traceback.format_exc())
+    finally:
+        os._exit(status)
+
+
+def run_ranks(work: Callable[[World], Any], size: int, folder: Path) -> list[Any]:
+    """What `work(world)` returns (JSON values) on each of `size` ranks. The first error stops all."""
+    folder.mkdir(parents=True)
+    children: dict[int, int] = {}
+    for rank in range(size):
+        pid = os.fork()
+        if pid == 0:
+            _child(work, rank, size, folder)
+        children[pid] = rank
+    deadline, failed = time.monotonic() + SECONDS, False
+    while children and not failed:
+        for pid in list(children):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                del children[pid]
+                failed = failed or status != 0
+        failed = failed or time.monotonic() > deadline
+        time.sleep(0.02)
+    if failed:
+        time.sleep(0.5)  # the others' own errors
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    errors = sorted(folder.glob("*.error"))
+    if failed:
+        pytest.fail("\n".join(f"rank {e.stem}:\n{e.read_text()}" for e in errors) or f"no end after {SECONDS} s")
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Callable[..., list[Any]]:
+    """ranks(work, size) -> what each rank returns."""
+    count = iter(range(100))
+    return lambda work, size: run_ranks(work, size, tmp_path / f"ranks-{next(count)}")
