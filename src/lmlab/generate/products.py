@@ -195,24 +195,25 @@ class Panels:
         bits = {FLOAT32: 32, BFLOAT16: 16, INT8: 8, INT4: 4}[kind]
         self.weights = _memory.take(self.panels * PANEL * self.block * self.blocks * bits // 8)
         laid = torch.from_numpy(self.weights).view(self.panels, -1)
-        scales, pairs = [], []
+        # What stays is made before what comes and goes: pieces of both in turn would leave C's heap in holes.
+        scale, offset = torch.ones(self.panels * PANEL), torch.zeros(self.panels * PANEL)
+        pairs = torch.empty(
+            (self.panels, self.blocks * 2 * PANEL) if kind == INT4 else (self.panels, 0), dtype=torch.int16
+        )
         step = max(1, TOGETHER // self.inputs // PANEL)
         for panel in range(0, self.panels, step):
+            here = slice(panel, panel + step)
             part = weight[panel * PANEL : (panel + step) * PANEL].detach()
-            scale, pair = self._lay(part, gain, laid[panel : panel + step])
+            self._lay(part, gain, laid[here], scale.view(-1, PANEL)[here], pairs[here])
             give_back(part)
-            scales.append(scale)
-            pairs.append(pair)
-        offset = torch.zeros(self.panels * PANEL)
         if bias is not None:
             offset[: self.outputs] = bias.detach().float()
-        arrays = (torch.cat(scales).float().numpy(), offset.numpy(), torch.cat(pairs).numpy())
+        arrays = (scale.numpy(), offset.numpy(), pairs.view(-1).numpy())
         self.packed: Packed = (kind, self.outputs, self.block, self.blocks, self.weights, *arrays)
 
-    def _lay(self, weight: Tensor, gain: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows into their panels, `out` (panels, bytes); returns the scale of each output, and int4's pairs."""
-        scale, pairs = torch.ones(len(out) * PANEL), torch.zeros(0, dtype=torch.int16)
-        if self.kind == FLOAT32:  # in place: pieces that come and go leave C's heap in holes (150 MiB, measured)
+    def _lay(self, weight: Tensor, gain: Tensor | None, out: Tensor, scale: Tensor, pairs: Tensor) -> None:
+        """Rows into their panels, `out` (panels, bytes), with the scale of each output (panels, 48) and int4's pairs."""
+        if self.kind == FLOAT32:
             whole = len(weight) // PANEL
             laid = out.view(torch.float32).view(len(out), self.inputs, PANEL)
             laid[:whole] = weight[: whole * PANEL].reshape(whole, PANEL, self.inputs).transpose(1, 2)
@@ -220,23 +221,23 @@ class Panels:
                 rest.zero_()[:, : len(weight) - whole * PANEL] = weight[whole * PANEL :].T
             if gain is not None:
                 laid *= gain[:, None]
-            return scale, pairs
+            return
         weight = F.pad(weight.float() if gain is None else weight.float() * gain, (0, 0, 0, -len(weight) % PANEL))
         padding = (0, self.blocks * self.block - self.inputs)
         if self.kind == BFLOAT16:
             found = _paneled(F.pad(weight.bfloat16(), padding), 2)
         elif self.kind == INT8:
-            codes, scale = round_int8(weight)
+            codes, scale_O = round_int8(weight)
+            scale.view(-1)[:] = scale_O
             found = _paneled(F.pad(codes, padding), 2)
         else:
             codes, step, low = round_int4(weight, self.block)
             both = torch.stack((step, low)).view(2, -1, PANEL, self.blocks).permute(1, 3, 0, 2)
-            pairs = both.contiguous().bfloat16().view(torch.int16).reshape(-1)
+            pairs[:] = both.reshape(len(out), -1).bfloat16().view(torch.int16)
             eight = codes.view(len(out), PANEL, -1, 8).int()
             places = torch.tensor([4 * (i // 2) + 16 * (i % 2) for i in range(8)], dtype=torch.int32)
             found = (eight << places).sum(-1, dtype=torch.int32).transpose(1, 2)
         out[:] = found.reshape(len(out), -1).view(torch.uint8)
-        return scale, pairs
 
     @property
     def bytes(self) -> int:
