@@ -22,6 +22,7 @@ from lmlab.errors import Refused
 from lmlab.generate.attend import chunks
 from lmlab.generate.cache import Cache
 from lmlab.generate.kernels import attend_cached, attend_parallel, parts, spread
+from lmlab.generate.mapped import as_it_is
 from lmlab.generate.packed import rowwise
 from lmlab.generate.prompt import CompiledLayer, Rotation, read_prompts
 from lmlab.generate.prompt_attention import spans_of
@@ -79,7 +80,7 @@ class Decoder:
         self.device = self.model.embedding.weight.device
         self.eps = torch.tensor(self.config.eps, device=self.device)
         kind = torch.float32 if self.precision == "float32" else torch.bfloat16
-        self.embedding = self.model.embedding.weight.detach().to(kind, copy=True)
+        self.embedding = as_it_is(self.model.embedding.weight, kind)
         self.position = None if self.model.position is None else self.model.position.weight.detach().clone()
         self.turn = torch.complex(self.model.cos, self.model.sin) if rotated else None
         angles = (self.model.cos, self.model.sin) if rotated else (torch.empty(self.config.context_length, 0),) * 2

@@ -293,10 +293,7 @@ def _baselines(context: Context, corpus: Path) -> dict[str, Baseline]:
 def continuations(
     model: Transformer, tokenizer: Tokenizer, prompts: tuple[str, ...], task: Task, layout: Layout
 ) -> list[dict[str, str]]:
-    """What the model writes after each beginning, asked as it was trained, at temperature 0.7 with fixed seeds. Nothing with
-    position glm-2d, which the engine does not know."""
-    if layout.blocks:
-        return []
+    """What the model writes after each beginning, asked as it was trained, at temperature 0.7 with fixed seeds."""
     engine = Engine(model, tokenizer)
     room = min(64, model.config.context_length // 2)
     asked, sampling = [], []
@@ -305,10 +302,11 @@ def continuations(
         example = task.continuation(beginning, beginning[:0])
         lead = example.target if example.inputs is None else example.inputs
         source, begun = example.source.tolist(), lead.tolist()
-        asked.append(source if layout.has_encoder else source + begun)
+        asked.append(source if layout.has_encoder or layout.blocks else source + begun)
         own = (layout.start_id,) if example.inputs is None else ()
-        starts = (*own, *begun) if layout.has_encoder else None
-        sampling.append(Sampling(max_new_tokens=room, temperature=0.7, seed=index, decoder_start_ids=starts))
+        starts = (*own, *begun) if layout.has_encoder or layout.blocks else None
+        blank = len(source) - 1 if layout.blocks else None
+        sampling.append(Sampling(room, temperature=0.7, seed=index, decoder_start_ids=starts, blank=blank))
     return [{"prompt": p, "text": c.text} for p, c in zip(prompts, engine.generate(asked, sampling), strict=True)]
 
 
