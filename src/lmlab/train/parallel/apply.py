@@ -6,6 +6,7 @@ import functools
 
 from torch import nn
 
+from lmlab.device import quiet_compiling
 from lmlab.model.attention import Attention
 from lmlab.model.block import Block
 from lmlab.model.moe import MoE
@@ -35,6 +36,7 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False) -> n
     layout.divide(network)
     _recompute(network, layout.config.recompute)
     if compiled:
+        quiet_compiling()
         for block in blocks_of(network):
             block.compile()
     if layout.sharded:
