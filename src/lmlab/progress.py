@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lmlab.errors import Failed
 from lmlab.ranks import rank
 
 
@@ -74,18 +75,19 @@ class Metrics:
             return
         kept = [line for line in read_jsonl(self.path) if line.get("step", -1) < step]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        with _said(self.path):
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            temporary.replace(self.path)
 
     def log(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """Write one line {step, ...values}; numbers go to TensorBoard too. Of several processes rank 0 writes."""
         if rank() > 0:
             return
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
-            self._board = _tensorboard(self._folder, step)
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with _said(self.path):
+            if self._file is None:
+                self._file = self.path.open("ab", buffering=0)
+                self._board = _tensorboard(self._folder, step)
+            self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -98,6 +100,14 @@ class Metrics:
         if self._board is not None:
             self._board.close()
             self._board = None
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Failed(f"{path}: could not be written: {error.strerror}; what was saved before stays") from None
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

@@ -158,6 +158,8 @@ def run(context: Context) -> Mapping[str, Any]:
         checkpoint_seconds=config.checkpoint_seconds,
         checkpoint_steps=config.checkpoint_steps,
         keep=config.keep,
+        keep_best=config.keep_best,
+        keep_every=config.keep_every,
     )
     batches = Batches(plan["rows"], plan["length"], config.batch_ramp)
     ranks = Ranks(config.parallel, join(context.board))

@@ -163,28 +163,6 @@ class Layout:
             if name in self._owners:
                 dist.broadcast(local(parameter.detach()), group=self._group(), group_src=self._owners[name])
 
-    def collect(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The optimizers' named tensors of all owners. Every rank must call it."""
-        if not self._owners:
-            return state
-        import json
-
-        found: dict[str, Tensor] = {}
-        for owner in range(self.data):
-            mine = owner == self.share[0]
-            listed = [[n, list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in state.items()] if mine else []
-            text = torch.frombuffer(bytearray(json.dumps(listed).encode()), dtype=torch.uint8).to(self.world.device)
-            length = torch.tensor(len(text), device=self.world.device)
-            dist.broadcast(length, group=self._group(), group_src=owner)
-            text = text if mine else torch.empty(int(length), dtype=torch.uint8, device=self.world.device)
-            dist.broadcast(text, group=self._group(), group_src=owner)
-            for name, shape, dtype in json.loads(bytes(text.cpu().numpy())):
-                made = torch.empty(shape, dtype=getattr(torch, dtype), device=self.world.device)
-                tensor = state[name].to(self.world.device).contiguous() if mine else made
-                dist.broadcast(tensor, group=self._group(), group_src=owner)
-                found[name] = tensor
-        return found
-
 
 BUCKET_BYTES = 25 << 20
 """Gradients that are summed in one call (torch's DistributedDataParallel takes as many)."""
