@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lmlab.errors import Failed
 from lmlab.ranks import rank
 
 
@@ -59,14 +58,17 @@ def bar(title: str, total: int | None, done: int = 0) -> Iterator[Callable[..., 
 class Metrics:
     """Appends one JSON object a line to `metrics.jsonl`; after a resume, lines past the resumed step are cut off.
 
-    So the file of a run that was killed and resumed holds the steps of an uninterrupted one (times aside).
+    So the file of a run that was killed and resumed holds the steps of an uninterrupted one (times aside). While a disk is
+    full, lines wait in memory.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
         self._board: Any = None
         self._folder = folder
-        self._file = None
+        self._file: Any = None
+        self._waiting = bytearray()
+        self._full = False
 
     def rewind(self, step: int) -> None:
         """Keep only whole lines of steps below `step`: those the resumed work does not write again."""
@@ -75,39 +77,46 @@ class Metrics:
             return
         kept = [line for line in read_jsonl(self.path) if line.get("step", -1) < step]
         temporary = self.path.with_suffix(".tmp")
-        with _said(self.path):
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            temporary.replace(self.path)
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.path)
 
     def log(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """Write one line {step, ...values}; numbers go to TensorBoard too. Of several processes rank 0 writes."""
         if rank() > 0:
             return
-        with _said(self.path):
+        self._waiting += (json.dumps({"step": step, **values}) + "\n").encode()
+        try:
             if self._file is None:
                 self._file = self.path.open("ab", buffering=0)
                 self._board = _tensorboard(self._folder, step)
-            self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
-        if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(name, value, step)
+            self._write()
+            if self._board is not None:
+                for name, value in values.items():
+                    if isinstance(value, (int, float)):
+                        self._board.add_scalar(name, value, step)
+        except OSError as error:
+            if not self._full:
+                say(f"{self.path}: could not be written: {error.strerror}; what is logged waits in memory")
+            self._full = True
+
+    def _write(self) -> None:
+        """All that waits. Of a line that is cut by a full disk the rest follows once there is room."""
+        while self._waiting:
+            del self._waiting[: self._file.write(self._waiting)]
+        self._full = False
 
     def close(self) -> None:
         if self._file is not None:
+            try:
+                self._write()
+            except OSError as error:
+                say(f"{self.path}: could not be written: {error.strerror}; its last lines are lost")
+            self._waiting.clear()
             self._file.close()
             self._file = None
         if self._board is not None:
             self._board.close()
             self._board = None
-
-
-@contextmanager
-def _said(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Failed(f"{path}: could not be written: {error.strerror}; what was saved before stays") from None
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

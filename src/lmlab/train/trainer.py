@@ -7,6 +7,7 @@ so that accumulation, packing and layout cannot change what is learnt.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import statistics
@@ -217,7 +218,8 @@ class _Run:
         self.checkpoints.save(step, self.network, self.optimizers, state, more, back)
         if wait and (problem := self.checkpoints.settle()) is not None:
             raise Failed(f"{problem}; not saved: the checkpoints before it are untouched")
-        self.context.tick()
+        with contextlib.suppress(Failed):  # a full disk: the seconds so far are not worth the run
+            self.context.tick()
         self.saved = time.monotonic()
 
     def due(self, step: int) -> bool:
