@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from lmlab import __version__
-from lmlab.errors import Failed, LmlabError
+from lmlab.errors import Failed, LmlabError, Stopped
 from lmlab.ranks import leave, rank
 
 app = typer.Typer(
@@ -60,6 +60,10 @@ def main() -> None:
         app()
     except SystemExit as end:
         leave(end.code)
+    except Stopped as stop:
+        if rank() == 0:
+            print(stop, file=sys.stderr, flush=True)
+        leave(stop.exit_status)
     except LmlabError as error:
         if rank() == 0 or isinstance(error, Failed):
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -450,6 +454,37 @@ def report(place: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json 
 
     page, data = write_report(place)
     _show(json.loads(data.read_text(encoding="utf-8")), as_json, f"{page}\n{data}")
+
+
+@app.command()
+def launch(
+    kind: Annotated[str, typer.Argument(metavar="slurm|kubernetes")],
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Out = None,
+    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs of a machine; 0 for CPUs.")] = 8,
+    hours: Annotated[float, typer.Option(help="The longest that it may take.")] = 24.0,
+    partition: Annotated[str | None, typer.Option(help="Slurm's partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm's account.")] = None,
+    image: Annotated[str | None, typer.Option(help="Kubernetes: the image that holds lmlab.")] = None,
+    volume: Annotated[str | None, typer.Option(help="Kubernetes: the claim of a shared volume.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Write the script here; else it is printed.")] = None,
+) -> None:
+    """Write the script that trains a recipe on a cluster."""
+    from lmlab import launch as jobs
+    from lmlab import recipe as recipes
+    from lmlab.errors import Refused, nearest
+
+    if kind not in jobs.WRITERS:
+        raise Refused(f"launch: '{kind}' is no scheduler{nearest(kind, jobs.WRITERS)}")
+    read = recipes.load(recipe, overrides or [])  # refused here rather than on the cluster
+    words = (recipe, *(overrides or []), *(("--out", str(out)) if out else ()))
+    job = jobs.Job(
+        read.name, words, nodes, gpus, hours, partition=partition, account=account, container=image, volume=volume
+    )
+    text = jobs.write(kind, job, file)
+    print(f"written: {file}" if file else text, end="\n" if file else "")
 
 
 @app.command()
