@@ -47,6 +47,7 @@ class Checkpoints:
         self._messages = Messages(self.layout.several)
         self._thread: threading.Thread | None = None
         self._problem: str | None = None
+        self._error: Exception | None = None
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -97,10 +98,14 @@ class Checkpoints:
         self._thread.start()
 
     def settle(self) -> str | None:
-        """Wait until what is being written is written. Why it could not be, which is also said, or None."""
+        """Wait until what is being written is written. Why the disk did not take it, which is also said, or None. Raises
+        whatever else went wrong: a rank that is gone, a bug."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
         problem, self._problem = self._problem, None
         if problem is not None:
             before = listed(self.folder)
@@ -108,11 +113,11 @@ class Checkpoints:
         return problem
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        """Whatever a thread raises (a rank that is gone, say) would be lost with it."""
+        """What a thread raises would be lost with it."""
         try:
             work()
         except Exception as error:
-            self._problem = f"{type(error).__name__}: {error}"
+            self._error = error
 
     def _drop(self, back: int | None) -> None:
         scores = {step_of(path): _score(path) for path in listed(self.folder)}

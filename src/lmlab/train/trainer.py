@@ -147,11 +147,9 @@ class _Run:
             while step < config.steps:
                 stopping = self.layout.any(stop.asked) and self.may_save(step)
                 if step > start and (self.due(step) or stopping):
-                    self.save(step)
+                    self.save(step, wait=stopping)
                 if stopping:
-                    raise Stopped(
-                        f"{context.name}: stopped before step {step} and saved; the same command goes on from there"
-                    )
+                    raise self._stopped(step)
                 torch.manual_seed((context.seed << 32) + step + (self.layout.share[0] << 24))
                 back = self.step(step)
                 if back is not None:
@@ -163,15 +161,23 @@ class _Run:
                 if on_step is not None:
                     on_step(step, self.metrics)
                 step += 1
-        if config.steps > start:
-            self.save(config.steps, wait=True)
+            if config.steps > start:
+                self.save(config.steps, wait=True)
+            if self.layout.any(stop.asked):
+                raise self._stopped(config.steps)
         if self.average is not None:
             self.average.put()
         self.network.eval()
         return self.metrics
 
+    def _stopped(self, step: int) -> Stopped:
+        return Stopped(
+            f"{self.context.name}: stopped before step {step} and saved; the same command goes on from there"
+        )
+
     def close(self) -> None:
-        self.checkpoints.settle()
+        with contextlib.suppress(Exception):  # else it would hide what ended the run
+            self.checkpoints.settle()
         for hook in self.hooks:
             hook.remove()
 
