@@ -28,9 +28,12 @@ def test_what_was_cut_one_way_is_read_any_other(tmp_path_factory, data, shape, d
     folder: Path = tmp_path_factory.mktemp("pieces")
     whole = torch.randint(0, 2, shape).to(dtype)
     boxes = cut(data.draw, shape)
-    holders = [data.draw(st.sets(st.integers(0, ranks - 1), min_size=1)) for _ in boxes]  # some boxes are held by several
+    holders = [
+        data.draw(st.sets(st.integers(0, ranks - 1), min_size=1)) for _ in boxes
+    ]  # some boxes are held by several
     described = [
-        [["w", pieces.NAMES[dtype], shape, *box] for box, held in zip(boxes, holders) if rank in held] for rank in range(ranks)
+        [["w", pieces.NAMES[dtype], shape, *box] for box, held in zip(boxes, holders) if rank in held]
+        for rank in range(ranks)
     ]
     index = pieces.divide(described)
     written = [(piece["file"], piece["offset"]) for piece in index["tensors"]["w"]["pieces"]]
@@ -53,7 +56,11 @@ def test_what_was_cut_one_way_is_read_any_other(tmp_path_factory, data, shape, d
 
 @pytest.mark.parametrize("dtype", list(pieces.NAMES))
 def test_safetensors_reads_what_is_written(tmp_path: Path, dtype: torch.dtype) -> None:
-    tensors = {"a": torch.tensor(1).to(dtype), "b": torch.randint(0, 2, (3, 5)).to(dtype).T, "none": torch.empty(0, 4, dtype=dtype)}
+    tensors = {
+        "a": torch.tensor(1).to(dtype),
+        "b": torch.randint(0, 2, (3, 5)).to(dtype).T,
+        "none": torch.empty(0, 4, dtype=dtype),
+    }
     told = pieces.write_file(tmp_path / "file", tensors)
     found = load_file(tmp_path / "file")
     assert found.keys() == tensors.keys()

@@ -2,7 +2,7 @@
 
     checkpoints/step-00000500/   rank-00000.safetensors ...   what each rank held, every piece once (pieces.py)
                                  index.json                   which piece of which tensor lies where
-                                 state.json                   the rest: metrics, data position, detector of spikes
+                                 state.json                   the rest: metrics, data position, detector of spikes, loss scaler
                                  SHA256SUMS                   of all of these, as `sha256sum -c` reads it
 
 Tensors are copied to the CPU's memory at the step; a thread writes the copies while training goes on. A folder gets its name

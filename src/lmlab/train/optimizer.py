@@ -149,9 +149,7 @@ def named_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer])
     }
 
 
-def restore_state(
-    network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], saved: Saved, group: str
-) -> None:
+def restore_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], saved: Saved, group: str) -> None:
     """Put `named_state`'s tensors back, as they stand in a checkpoint under `group`: of each this rank's part."""
     parameters = dict(network.named_parameters())
     owner = {id(p): (o, g) for o in optimizers for g in o.param_groups for p in g["params"]}

@@ -53,7 +53,9 @@ def divide(described: Sequence[Sequence[list[Any]]]) -> dict[str, Any]:
         for name, dtype, whole, offset, shape in listed:
             entry = tensors.setdefault(name, {"dtype": dtype, "shape": whole, "pieces": []})
             if (entry["dtype"], entry["shape"]) != (dtype, whole):
-                raise ValueError(f"{name}: is {dtype} {whole} on rank {rank}, and {entry['dtype']} {entry['shape']} before")
+                raise ValueError(
+                    f"{name}: is {dtype} {whole} on rank {rank}, and {entry['dtype']} {entry['shape']} before"
+                )
             if 0 not in shape or 0 in whole:
                 holders.setdefault((name, tuple(offset), tuple(shape)), []).append(rank)
     load = [0] * len(described)
@@ -99,8 +101,9 @@ def write_file(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     with path.open("wb", buffering=0) as file:
         for block in _blocks([len(text).to_bytes(8, "little") + text], tensors.values()):
             digest.update(block)
-            while block:
-                block = block[file.write(block) :]
+            done = 0
+            while done < len(block):
+                done += file.write(block[done:])
         os.fsync(file.fileno())
     return {"sha256": digest.hexdigest(), "bytes": 8 + len(text) + end}
 
@@ -108,9 +111,11 @@ def write_file(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _blocks(first: list[bytes], tensors: Iterable[Tensor]) -> Iterable[memoryview]:
     yield from map(memoryview, first)
     for tensor in tensors:
-        data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
-        for start in range(0, len(data), BLOCK_BYTES):
-            yield data[start : start + BLOCK_BYTES]
+        if tensor.numel():
+            numbers: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+            data = memoryview(numbers)
+            for start in range(0, len(data), BLOCK_BYTES):
+                yield data[start : start + BLOCK_BYTES]
 
 
 class Saved:

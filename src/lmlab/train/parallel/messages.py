@@ -17,7 +17,7 @@ class Messages:
     makes one at the same time. Of one process nothing is opened."""
 
     def __init__(self, several: bool) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=MINUTES)) if several else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=timedelta(minutes=MINUTES)) if several else None
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank says, in the order of ranks."""
