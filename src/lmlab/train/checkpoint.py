@@ -2,7 +2,7 @@
 
     checkpoints/step-00000500/   rank-00000.safetensors ...   what each rank held, every piece once (pieces.py)
                                  index.json                   which piece of which tensor lies where
-                                 state.json                   the rest: metrics, data position, detector of spikes, loss scaler
+                                 state.json                   the rest: metrics, data position, detector of spikes
                                  SHA256SUMS                   of all of these, as `sha256sum -c` reads it
 
 Tensors are copied to the CPU's memory at the step; a thread writes the copies while training goes on. A folder gets its name
@@ -220,10 +220,12 @@ def _commit(temporary: Path, final: Path, files: Mapping[str, Any], index: Mappi
         sums[name] = digest_file(temporary / name)
     _write(temporary / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
     _sync(temporary)
+    retired = _retired(final)
     if final.exists():
-        remove(final)
+        final.rename(retired)
     temporary.rename(final)
     _sync(final.parent)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _write(path: Path, text: str) -> None:
@@ -242,12 +244,17 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def remove(path: Path) -> None:
-    """A checkpoint that loses its name first is never seen half removed."""
+def _retired(path: Path) -> Path:
+    """The name of a checkpoint that goes, which is free."""
     retired = path.with_name(f".{path.name}.old")
     shutil.rmtree(retired, ignore_errors=True)
-    path.rename(retired)
-    shutil.rmtree(retired, ignore_errors=True)
+    return retired
+
+
+def remove(path: Path) -> None:
+    """A checkpoint that loses its name first is never seen half removed."""
+    path.rename(_retired(path))
+    shutil.rmtree(_retired(path), ignore_errors=True)
 
 
 def damage(path: Path, rank: int = 0, ranks: int = 1) -> str | None:

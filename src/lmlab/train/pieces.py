@@ -80,7 +80,7 @@ def copied(tensors: Mapping[str, Tensor], index: Mapping[str, Any], rank: int) -
             held = local(tensor.detach())
             copy = torch.empty(held.shape, dtype=held.dtype, pin_memory=held.is_cuda)
             made[name] = copy.copy_(held, non_blocking=held.is_cuda)
-    if torch.cuda.is_available():
+    if any(copy.is_pinned() for copy in made.values()):
         torch.cuda.synchronize()
     return made
 

@@ -130,7 +130,6 @@ class _Run:
         self.average = Average(network, config.ema) if config.ema is not None else None
         self.detector, self.journal = Detector(config.spikes), Journal()
         self.noise = NoiseScale(self.trained, layout) if config.noise_scale_every else None
-        self.scaler: Any = None  # of losses, where precision needs one (torch.amp.GradScaler)
         self.metrics: dict[str, float] = {}
         self.saved = time.monotonic()
         self.hooks = _shrink_embedding_gradient(network, config.embedding_gradient)
@@ -206,8 +205,6 @@ class _Run:
             self.source.restore(state.get("source"))  # type: ignore[attr-defined]
         self.metrics = dict(state.get("metrics", {})) if state else {}
         self.detector.restore(state.get("detector") if state else None)
-        if self.scaler is not None and state and state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
         self.context.metrics.rewind(step)
         return step
 
@@ -223,7 +220,6 @@ class _Run:
             "source": extra,
             "detector": self.detector.state(),
             "interventions": len(self.journal.entries),
-            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "score": statistics.fmean(self.detector.losses) if self.detector.losses else None,
         }
         more = {} if self.average is None else {"average": self.average.state()}
