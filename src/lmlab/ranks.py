@@ -15,17 +15,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from lmlab.errors import Failed, LmlabError, Stopped
 
+ASSEMBLY_SECONDS = 600.0
+"""For all ranks to have started."""
 BEAT_SECONDS = 5.0
 SILENCE_SECONDS = 30.0
 """A rank is taken for dead when its heart has not beaten for so long. With the beats until all know, and the grace, it stays
 under a minute."""
 GRACE_SECONDS = 5.0
 """For a rank to stop by itself, once it is known that another is gone."""
+LINGER_SECONDS = 10.0
+"""For how long at most rank 0, whose process may hold the store, waits until the others have left."""
 
 
 def rank() -> int:
@@ -46,10 +50,21 @@ class Board:
         self.gone: str | None = None
         self._count = 0
         self._over = threading.Event()
-        watched = range(1, self.size) if self.rank == 0 else [0]
-        self._seen = dict.fromkeys(watched, (b"", 0.0))
+        watched = range(1, self.size) if self.rank == 0 else range(1)
+        self._assemble(watched)
+        self._seen = dict.fromkeys(watched, (b"", time.monotonic()))
         for work in (self._beat, self._guard):
             threading.Thread(target=work, name=f"heart of rank {self.rank}", daemon=True).start()
+
+    def _assemble(self, watched: Iterable[int]) -> None:
+        """Wait for the first beat of those that are watched."""
+        self.store.set(f"beat/{self.rank}", "0")
+        until = time.monotonic() + ASSEMBLY_SECONDS
+        for other in watched:
+            while not self.store.check([f"beat/{other}"]):
+                if time.monotonic() > until:
+                    raise Failed(f"rank {self.rank}: rank {other} has not come within {ASSEMBLY_SECONDS / 60:.0f} minutes")
+                time.sleep(0.05)
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
@@ -67,12 +82,14 @@ class Board:
         return message
 
     def _awaited(self, key: str) -> bytes:
-        pause = 0.01
+        pause, lost = 0.01, False
         while True:
             gone = self.gone
-            with contextlib.suppress(Exception):  # whoever holds the store is gone: the heart will say so
-                if self.store.check([key]):
+            try:
+                if not lost and self.store.check([key]):
                     return self.store.get(key)
+            except Exception:
+                lost = True  # whoever held the store is gone: the heart will say so
             if gone is not None:
                 raise Failed(f"rank {self.rank}: stopping, because {gone}")
             time.sleep(pause)
@@ -96,7 +113,7 @@ class Board:
         except Exception as error:
             if isinstance(error, LmlabError) or not _lost(error):
                 raise
-            until = time.monotonic() + SILENCE_SECONDS + 4 * BEAT_SECONDS
+            until = time.monotonic() + SILENCE_SECONDS + 3 * BEAT_SECONDS + GRACE_SECONDS
             while self.gone is None and time.monotonic() < until:
                 time.sleep(0.1)
             if self.gone is None:
@@ -116,46 +133,52 @@ class Board:
         keys = [f"beat/{other}" for other in self._seen]
         while not self._over.wait(BEAT_SECONDS if count else 0):
             count += 1
-            with contextlib.suppress(Exception):
+            try:
                 store.set(f"beat/{self.rank}", str(count))
                 if self.gone is not None:
                     store.set("gone", self.gone)
                 elif store.check(["gone"]):
                     self.gone = store.get("gone").decode()
-                if store.check(keys):
-                    for other, beat in zip(self._seen, store.multi_get(keys), strict=True):
-                        if beat != self._seen[other][0]:
-                            self._seen[other] = (beat, time.monotonic())
+                for other, beat in zip(self._seen, store.multi_get(keys), strict=True):
+                    if beat != self._seen[other][0]:
+                        self._seen[other] = (beat, time.monotonic())
+            except Exception:
+                return  # whoever held the store is gone, and will be silent; torch prints pages at every further call
 
     def _guard(self) -> None:
         """Find who is silent. Once one is gone this process stops: by itself if it can."""
         while not self._over.wait(BEAT_SECONDS / 2):
-            for other, (beat, since) in list(self._seen.items()):
+            for other, (_, since) in list(self._seen.items()):
                 silent = time.monotonic() - since
-                if self.gone is None and beat and silent >= SILENCE_SECONDS:
+                if self.gone is None and silent >= SILENCE_SECONDS:
                     self.gone = f"rank {other} has been silent for {silent:.0f} s"
             if self.gone is not None:
-                if not self._over.wait(GRACE_SECONDS + self._linger):
+                if not self._over.wait(GRACE_SECONDS):
+                    self._leave(self.store.clone)
                     print(f"error: rank {self.rank}: stopping, because {self.gone}", file=sys.stderr, flush=True)
                     os._exit(1)
                 return
 
-    @property
-    def _linger(self) -> float:
-        """Rank 0's process may hold the store: it stays until the others have read there who is gone."""
-        return 0.0 if self.rank else 2 * BEAT_SECONDS
+    def _leave(self, connect: Callable[[], Any]) -> None:
+        """Rank 0, whose process may hold the store, as the last, when the others have read there who is gone. Nobody waits for
+        the one that is gone, and where it is rank 0 for nothing: the store may hang."""
+        if self.rank and self.gone is not None and self.gone.startswith("rank 0 "):
+            return
+        with contextlib.suppress(Exception):
+            store, until = connect(), time.monotonic() + LINGER_SECONDS
+            if self.gone is not None:
+                store.set("gone", self.gone)
+            if self.rank:
+                store.add("left", 1)
+                return
+            others = self.size - (1 if self.gone is None else 2)
+            while store.add("left", 0) < others and time.monotonic() < until:
+                time.sleep(0.1)
 
     def close(self) -> None:
-        """All leave: rank 0, whose process may hold the store, as the last."""
+        """All leave."""
         self._over.set()
-        with contextlib.suppress(Exception):
-            if self.rank:
-                if self.gone is None:  # else whoever holds the store may hang
-                    self.store.add("left", 1)
-                return
-            until = time.monotonic() + self._linger
-            while self.store.add("left", 0) < self.size - 1 and time.monotonic() < until:
-                time.sleep(0.1)
+        self._leave(lambda: self.store)
 
 
 LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out", "c10d")

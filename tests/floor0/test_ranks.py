@@ -35,7 +35,7 @@ def _child(work: Callable[[Board], None], rank: int, size: int, port: int, folde
     output = os.open(folder / f"{rank}.txt", os.O_CREAT | os.O_WRONLY)
     os.dup2(output, 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
-    ranks.BEAT_SECONDS, ranks.SILENCE_SECONDS, ranks.GRACE_SECONDS = 0.2, 3.0, 1.0
+    ranks.BEAT_SECONDS, ranks.SILENCE_SECONDS, ranks.GRACE_SECONDS = 0.2, 4.0, 1.0
     torch.set_num_threads(1)
     try:
         with ranks.together() as board:
@@ -177,5 +177,5 @@ def test_what_rank_0_does_alone_ends_when_a_follower_is_gone(tmp_path: Path) -> 
 
 
 def test_it_stays_under_a_minute() -> None:
-    """The silence, told a beat or two later; rank 0 stays for two more, and the grace."""
-    assert ranks.SILENCE_SECONDS + 4 * ranks.BEAT_SECONDS + ranks.GRACE_SECONDS < 60
+    """The silence, told two beats later, the grace, and rank 0 waits for the others."""
+    assert ranks.SILENCE_SECONDS + 2 * ranks.BEAT_SECONDS + ranks.GRACE_SECONDS + ranks.LINGER_SECONDS < 60
