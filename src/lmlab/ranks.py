@@ -63,7 +63,9 @@ class Board:
         for other in watched:
             while not self.store.check([f"beat/{other}"]):
                 if time.monotonic() > until:
-                    raise Failed(f"rank {self.rank}: rank {other} has not come within {ASSEMBLY_SECONDS / 60:.0f} minutes")
+                    raise Failed(
+                        f"rank {self.rank}: rank {other} has not come within {ASSEMBLY_SECONDS / 60:.0f} minutes"
+                    )
                 time.sleep(0.05)
 
     # --- messages ----------------------------------------------------------------------------------------------------

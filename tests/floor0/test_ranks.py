@@ -114,6 +114,7 @@ def test_the_one_that_was_killed_is_named_by_the_others(tmp_path: Path, dead: in
             assert f"error: rank {rank}: stopping, because rank {dead} has been silent for " in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dead", [0, 1])
 def test_the_one_that_hangs_is_named_and_the_others_are_ended_where_they_wait(tmp_path: Path, dead: int) -> None:
     """No connection is closed: a collective call would wait for half an hour."""
@@ -154,6 +155,7 @@ def test_an_error_of_its_own_is_not_taken_for_another_s(tmp_path: Path) -> None:
     assert second == 1 and "rank 1: stopping, because rank 0 did: shapes differ" in said
 
 
+@pytest.mark.slow
 def test_what_rank_0_does_alone_ends_when_a_follower_is_gone(tmp_path: Path) -> None:
     """And the follower of a rank 0 that is gone."""
 

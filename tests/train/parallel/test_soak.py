@@ -8,6 +8,7 @@ import random
 import signal
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from toys import apart, curve, train
+from toys import apart, curve, source_of, train
 
 from lmlab.errors import Stopped
 from lmlab.progress import read_jsonl
@@ -45,9 +46,12 @@ class Life:
     size: int
     layout: dict[str, Any]
     pids: list[int] = field(default_factory=list)
+    before: int = 0
+    """Steps in the log."""
 
     def begin(self) -> None:
         self.folder.mkdir()
+        self.before = logged(self.out)
         for rank in range(self.size):
             pid = os.fork()
             if pid == 0:
@@ -62,7 +66,8 @@ class Life:
             if self.size > 1:
                 store = f"file://{self.folder}/store"
                 dist.init_process_group("gloo", init_method=store, rank=rank, world_size=self.size)
-            train("dense", self.out, ParallelConfig(**self.layout), World(rank, self.size), **SETTINGS)
+            world = World(rank, self.size)
+            train("dense", self.out, ParallelConfig(**self.layout), world, sources=self._noted(rank), **SETTINGS)
             status = 0
         except Stopped as stop:
             status = stop.exit_status
@@ -70,6 +75,17 @@ class Life:
             (self.folder / f"{rank}.error").write_text(traceback.format_exc())
         finally:
             os._exit(status)
+
+    def _noted(self, rank: int) -> Callable[..., Callable[[int], list[Any]]]:
+        def sources(kind: str, share: tuple[int, int]) -> Callable[[int], list[Any]]:
+            (self.folder / f"{rank}.begun").touch()
+            return source_of(kind, share)
+
+        return sources
+
+    def trains(self) -> bool:
+        """Whether all have begun, and what was saved is loaded: the log is cut to it."""
+        return len(list(self.folder.glob("*.begun"))) == self.size and logged(self.out) != self.before
 
     def over(self) -> bool:
         """Has any process ended? It is left to `ended` to say how."""
@@ -128,12 +144,9 @@ def soak(out: Path, folder: Path, layouts: list[tuple[int, dict[str, Any]]]) -> 
         draw = random.Random(f"{SEED} {number}")
         life = Life(out, folder / f"life-{number}", *draw.choice(layouts))
         number += 1
-        begun, wanted = logged(out), draw.randint(1, 4 * EVERY)
+        wanted = logged(out) + draw.randint(1, 4 * EVERY)
         life.begin()
-        while not life.over() and time.monotonic() < until:
-            saved = max((int(path.name[5:]) for path in listed(out / "checkpoints")), default=0)
-            if logged(out) - min(begun, saved) >= wanted:
-                break
+        while not life.over() and not (life.trains() and logged(out) >= wanted):
             time.sleep(0.01)
         time.sleep(0.05 * draw.random())  # anywhere in a step, or in a save
         if life.over():

@@ -176,7 +176,9 @@ def test_a_rank_that_is_killed_is_named_by_the_other_within_a_minute(recipe, tmp
     assert max(int(path.name[5:]) for path in (out / "pretrain" / "checkpoints").glob("step-*")) > steps_before - 11
     whole, again = run(recipe, tmp_path / "whole", 1, *steps), run(recipe, out, 1, *steps)
     assert (whole.returncode, again.returncode) == (0, 0), again.stderr
-    losses = [[row["loss"] for row in read_jsonl(tmp_path / n / "pretrain" / "metrics.jsonl")] for n in ("cut", "whole")]
+    losses = [
+        [row["loss"] for row in read_jsonl(tmp_path / n / "pretrain" / "metrics.jsonl")] for n in ("cut", "whole")
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
