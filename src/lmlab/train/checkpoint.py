@@ -301,9 +301,9 @@ def _score(path: Path) -> float | None:
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
 
-def gathered(network: nn.Module) -> dict[str, Tensor]:
+def gathered(network: nn.Module, layout: Layout | None = None) -> dict[str, Tensor]:
     """The whole weights of a network of which each rank holds a part. Every rank must call it."""
-    return {name: whole(tensor) for name, tensor in network.state_dict().items()}
+    return (layout or Layout()).together({name: whole(tensor) for name, tensor in network.state_dict().items()})
 
 
 def trained_state(network: nn.Module) -> dict[str, Tensor]:

@@ -12,9 +12,12 @@ from lmlab.errors import nearest
 from lmlab.model.settings import Architecture
 from lmlab.objective.build import problems
 from lmlab.objective.settings import CausalLM, ObjectiveConfig
-from lmlab.train.measures import TENSOR_HAS_NO_NOISE
+from lmlab.trackers import LogTo
+from lmlab.train.live import LiveConfig
+from lmlab.train.measures import NO_NOISE
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel import ParallelConfig
+from lmlab.train.parallel.schedules import bubble_share
 from lmlab.train.plan import Shape
 from lmlab.train.published import PUBLISHED
 from lmlab.train.ramp import RampConfig
@@ -43,7 +46,7 @@ class PretrainSchedule(ScheduleConfig):
 class PretrainConfig(Config):
     """Settings of pretraining. With `minutes` the shape, steps and precision are sized to this machine."""
 
-    apart: ClassVar[frozenset[str]] = frozenset({"parallel", "keep_best", "keep_every"})
+    apart: ClassVar[frozenset[str]] = frozenset({"parallel", "live", "log_to", "keep_best", "keep_every"})
 
     published: str | None = None
     """The optimisation settings of a published model, where the recipe is silent: gpt3-175b, palm-540b, llama-7b, glm-130b and
@@ -95,6 +98,10 @@ class PretrainConfig(Config):
     keep_every: int | None = Field(default=None, ge=1)
     parallel: ParallelConfig = ParallelConfig()
     """How several processes (torchrun) share the work."""
+    live: LiveConfig = LiveConfig()
+    """What `lmlab watch` shows of a run beside its curves."""
+    log_to: LogTo = None
+    """Where the numbers go beside metrics.jsonl: tensorboard, wandb (each an extra); null: tensorboard where installed."""
     before: bool = True
     """Measure the model before training too."""
     baselines: bool = True
@@ -131,8 +138,18 @@ class PretrainConfig(Config):
             raise ValueError(
                 "noise_scale_every needs micro_batches of at least 2: the noise is told from their differences"
             )
-        if self.noise_scale_every and self.parallel.tensor > 1:
-            raise ValueError(TENSOR_HAS_NO_NOISE)
+        if self.noise_scale_every and max(self.parallel.tensor, self.parallel.pipeline) > 1:
+            raise ValueError(NO_NOISE)
+        return self
+
+    @model_validator(mode="after")
+    def _pipeline_is_filled(self) -> PretrainConfig:
+        if self.micro_batches < self.parallel.pipeline:
+            raise ValueError(
+                f"parallel.pipeline {self.parallel.pipeline} needs micro_batches of at least as many, better four times (the "
+                f"stages wait for {bubble_share(self.parallel.pipeline, 4 * self.parallel.pipeline):.0%} of the time then); "
+                f"found {self.micro_batches}"
+            )
         return self
 
     @model_validator(mode="after")

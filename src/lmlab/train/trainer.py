@@ -24,6 +24,7 @@ from lmlab.config import Config
 from lmlab.errors import Failed, Stopped
 from lmlab.progress import bar, say
 from lmlab.run import Context, write_json
+from lmlab.trackers import LogTo
 from lmlab.train import checkpoint
 from lmlab.train.average import Average
 from lmlab.train.keeping import Keep
@@ -34,14 +35,14 @@ from lmlab.train.parallel.layout import Layout
 from lmlab.train.ramp import Batches
 from lmlab.train.schedule import ScheduleConfig, rate
 from lmlab.train.stability import Detector, Journal, SpikeConfig
-from lmlab.train.step import Objective, Source, accumulate, make_forward, matrix_library
+from lmlab.train.step import Objective, Source, make_step, matrix_library
 from lmlab.train.stop import Stop
 
 
 class TrainConfig(Config):
     """How to train; what to train and on what is the stage's."""
 
-    apart: ClassVar[frozenset[str]] = frozenset({"keep_best", "keep_every"})
+    apart: ClassVar[frozenset[str]] = frozenset({"keep_best", "keep_every", "log_to"})
 
     steps: int = Field(default=100, ge=0)
     """Optimizer steps."""
@@ -73,6 +74,8 @@ class TrainConfig(Config):
     """Also the best so many: by the mean training loss of the last `spikes.window` quiet steps."""
     keep_every: int | None = Field(default=None, ge=1)
     """Also, for good, those of a multiple of so many steps."""
+    log_to: LogTo = None
+    """Where the numbers go beside metrics.jsonl: tensorboard, wandb (each an extra); null: tensorboard where installed."""
 
 
 def fit(
@@ -99,6 +102,7 @@ def fit(
     Raises Stopped after SIGTERM to any rank, when all have finished the step and saved.
     """
     place = folder or context.out / "checkpoints"
+    context.metrics.track(config.log_to, {} if context.config is None else context.config.model_dump(mode="json"))
     run = _Run(network, objective, source, config, context, tokens, place, batches, layout or Layout())
     try:
         return run.through(on_step)
@@ -125,8 +129,9 @@ class _Run:
         self.network, self.objective, self.source = parallelize(network, layout, config.compile), objective, source
         self.config, self.context, self.tokens, self.folder, self.batches = config, context, tokens, folder, batches
         self.optimizers = make_optimizers(network, config.optimizer, layout.owns)
-        self.forward = make_forward(network, objective, config.compile and not layout.several)
+        self.accumulate = make_step(network, objective, layout, config.precision, config.compile)
         self.trained = [p for p in network.parameters() if p.requires_grad]
+        self.measured = [p for n, p in network.named_parameters() if p.requires_grad and layout.counts(n)]
         self.average = Average(network, config.ema) if config.ema is not None else None
         self.detector, self.journal = Detector(config.spikes), Journal()
         self.noise = NoiseScale(self.trained, layout) if config.noise_scale_every else None
@@ -149,7 +154,7 @@ class _Run:
                     self.save(step, wait=stopping)
                 if stopping:
                     raise self._stopped(step)
-                torch.manual_seed((context.seed << 32) + step + (self.layout.share[0] << 24))
+                torch.manual_seed((context.seed << 32) + step + (self.layout.stream << 24))
                 back = self.step(step)
                 if back is not None:
                     advance(back - step, f"back to step {back}")
@@ -254,13 +259,13 @@ class _Run:
         self.network.train()
         measured = self.noise if self.noise and step % (self.config.noise_scale_every or 1) == 0 else None
         after_each = measured.begin() if measured else None
-        metrics = accumulate(self.forward, self.objective, batches, self.config.precision, after_each, self.layout)
+        metrics = self.accumulate(batches, after_each)
         self.layout.finish(self.network)
         if self.config.layer_norms_every and step % self.config.layer_norms_every == 0:
-            metrics |= layer_norms(self.network)
+            metrics |= self.layout.along(layer_norms(self.network))
         if measured is not None:
             metrics |= measured.end([sum(self.objective.count(batch).values()) for batch in batches])
-        metrics["grad_norm"] = clip(self.trained, self.config.clip, self.layout.agree)
+        metrics["grad_norm"] = clip(self.trained, self.config.clip, self.layout.norm, self.measured)
         metrics["loss"] = self.layout.agree(metrics["loss"])  # what is done about a spike follows from these two
         reason = self._spike(step, metrics)
         if reason is not None:

@@ -6,11 +6,13 @@ import functools
 
 from torch import nn
 
+from lmlab.device import quiet_compiling
 from lmlab.model.attention import Attention
 from lmlab.model.block import Block
 from lmlab.model.moe import MoE
 from lmlab.model.transformer import Transformer
 from lmlab.train.parallel.layout import Layout
+from lmlab.train.parallel.stages import keep
 from lmlab.train.parallel.tensor import cut_network
 
 
@@ -20,6 +22,8 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False) -> n
     if not layout.several:
         _recompute(network, layout.config.recompute)
         return network
+    if layout.pipeline > 1:
+        keep(network, layout)
     network.to(layout.world.device)
     for module in network.modules():
         if isinstance(module, MoE):
@@ -32,6 +36,7 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False) -> n
     layout.divide(network)
     _recompute(network, layout.config.recompute)
     if compiled:
+        quiet_compiling()
         for block in blocks_of(network):
             block.compile()
     if layout.sharded:
