@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -84,8 +85,18 @@ class Block(nn.Module):
         return self.feed_forward(x_BTD, routing) if isinstance(self.feed_forward, MoE) else self.feed_forward(x_BTD)
 
 
+def all_there_is(sight: Sight) -> Sight:
+    """What is seen where one network holds all tokens of a row."""
+    return sight
+
+
 class Stack(nn.Module):
-    """Positions, blocks and final norm of an encoder or a decoder: embedded tokens in, hidden states out."""
+    """Positions, blocks and final norm of an encoder or a decoder: embedded tokens in, hidden states out.
+
+    `widened` may be replaced where a row's tokens are several networks': what this one's tokens see of all.
+    """
+
+    widened: Callable[[Sight], Sight] = staticmethod(all_there_is)
 
     cos: Tensor
     sin: Tensor
@@ -144,6 +155,7 @@ class Stack(nn.Module):
     def place(self, sight: Sight, positions_BT: Tensor | None, kernel: Resolved) -> Place:
         """The `Place` of this stack's attention to itself."""
         config, T = self.config, sight.queries
+        sight = self.widened(sight)
         place = Place(sight, kernel)
         if config.position == "rope":
             if positions_BT is None:

@@ -15,7 +15,7 @@ from lmlab.model.block import Block, Stack
 from lmlab.model.config import ModelConfig
 from lmlab.model.kernels import Kernel, Resolved
 from lmlab.model.moe import Routing
-from lmlab.model.seeing import PADDING, Sight
+from lmlab.model.seeing import Sight, with_padding
 from lmlab.model.wide import wide
 
 __all__ = ["Block", "Output", "Transformer", "prefix_decoder"]
@@ -95,7 +95,7 @@ class Transformer(Stack):
         """
         B, T = tokens_BT.shape
         self._check(T, prefix_B, block_positions_BT, encoder_tokens_BS, memory_BSD)
-        positions_BT, segments_BT, real_N = _with_padding(positions_BT, segments_BT, padding_BT)
+        positions_BT, segments_BT, real_N = with_padding(positions_BT, segments_BT, padding_BT)
         prefix_BT = None if prefix_B is None else (prefix_B if prefix_B.dim() == 2 else prefix_B[:, None]).expand(B, T)
         sight = Sight(True, T, T, tokens_BT.device, positions_BT, positions_BT, segments_BT, segments_BT, prefix_BT)
         kernel = self._kernel(T)
@@ -139,7 +139,7 @@ class Transformer(Stack):
         S = tokens_BS.shape[1]
         if self.config.context_length < S:
             raise ValueError(f"{S} source tokens are more than the model's context of {self.config.context_length}")
-        positions, segments, found.real_N = _with_padding(positions, segments, padding)
+        positions, segments, found.real_N = with_padding(positions, segments, padding)
         sight = Sight(False, S, S, tokens_BS.device, positions, positions, segments, segments)
         x_BSD = self.encoder.placed(self._embed(tokens_BS), positions, None)
         return self.encoder.run(x_BSD, self.encoder.place(sight, positions, self._kernel(S)), found), found
@@ -157,12 +157,12 @@ class Transformer(Stack):
         B, S = memory_BSD.shape[:2]
         sight = Sight(False, T, S, memory_BSD.device)
         if encoder_padding_BS is not None or encoder_segments_BS is not None:
-            _, keys, _ = _with_padding(None, encoder_segments_BS, encoder_padding_BS)
+            _, keys, _ = with_padding(None, encoder_segments_BS, encoder_padding_BS)
             queries = segments_BT if encoder_segments_BS is not None else None
             if queries is None:
                 queries = torch.zeros(B, T, dtype=torch.long, device=memory_BSD.device)
             sight = Sight(False, T, S, memory_BSD.device, query_segments_BT=queries, key_segments_BS=keys)
-        return Place(sight, kernel)
+        return Place(self.widened(sight), kernel)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
@@ -227,19 +227,6 @@ class Transformer(Stack):
 
         initialise(self, seed)
         return self
-
-
-def _with_padding(
-    positions: Tensor | None, segments: Tensor | None, padding: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Padding as a segment of its own and out of the count of positions; and which of all tokens are real, (N,)."""
-    if padding is None:
-        return positions, segments, None
-    real = ~padding.bool()
-    if positions is None:
-        positions = (real.long().cumsum(1) - 1).clamp_min(0)
-    segments = torch.zeros_like(real, dtype=torch.long) if segments is None else segments
-    return positions, torch.where(real, segments, PADDING), real.flatten()
 
 
 def with_weights(config: ModelConfig, state: Mapping[str, Tensor]) -> Transformer:

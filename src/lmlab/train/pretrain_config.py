@@ -128,7 +128,7 @@ class PretrainConfig(Config):
             raise ValueError(
                 "noise_scale_every needs micro_batches of at least 2: the noise is told from their differences"
             )
-        if self.noise_scale_every and self.parallel.tensor > 1:
+        if self.noise_scale_every and max(self.parallel.tensor, self.parallel.expert) > 1:
             raise ValueError(TENSOR_HAS_NO_NOISE)
         return self
 

@@ -134,7 +134,7 @@ class _Run:
             while step < config.steps:
                 if step > start and self.due(step):
                     self.save(step)
-                torch.manual_seed((context.seed << 32) + step + (self.layout.share[0] << 24))
+                torch.manual_seed((context.seed << 32) + step + (self.layout.place << 24))
                 back = self.step(step)
                 if back is not None:
                     advance(back - step, f"back to step {back}")
@@ -219,7 +219,7 @@ class _Run:
     def step(self, step: int) -> int | None:
         """Take one optimizer step; its numbers are in `metrics`. Returns the step to go back to, or None."""
         begun = time.monotonic()
-        batches = self.source(self.journal.data_step(step))
+        batches = [self.layout.cut(batch) for batch in self.source(self.journal.data_step(step))]
         self.network.train()
         measured = self.noise if self.noise and step % (self.config.noise_scale_every or 1) == 0 else None
         after_each = measured.begin() if measured else None

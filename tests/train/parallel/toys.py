@@ -134,7 +134,7 @@ def gradients(kind: str, dtype: torch.dtype, layout: Layout) -> tuple[float, dic
     """The first step's loss and whole gradients, before clipping."""
     network, objective = network_of(kind, dtype).train(), objective_of(kind)
     parallelize(network, layout)
-    batches = source_of(kind, layout.share)(0)
+    batches = [layout.cut(batch) for batch in source_of(kind, layout.share)(0)]
     found = accumulate(make_forward(network, objective, False), objective, batches, "float32", layout=layout)
     layout.finish(network)
     return found["loss"], {name: whole(p.grad) for name, p in network.named_parameters() if p.grad is not None}

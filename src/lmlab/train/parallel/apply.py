@@ -10,6 +10,8 @@ from lmlab.model.attention import Attention
 from lmlab.model.block import Block
 from lmlab.model.moe import MoE
 from lmlab.model.transformer import Transformer
+from lmlab.train.parallel.context import spread_context
+from lmlab.train.parallel.experts import divide_experts, shard_experts
 from lmlab.train.parallel.layout import Layout
 from lmlab.train.parallel.tensor import cut_network
 
@@ -24,11 +26,14 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False) -> n
     for module in network.modules():
         if isinstance(module, MoE):
             module.total = layout.total  # type: ignore[method-assign]
-    if layout.tensor > 1:
-        for name, module in network.named_modules():
-            if isinstance(module, Transformer):
-                found = cut_network(module, layout.mesh["tensor"], layout.config.sequence)
-                layout.partial |= {f"{name}.{each}" if name else each for each in found}
+    if layout.expert_mesh is not None:
+        layout.divided = divide_experts(network, layout.expert_mesh)
+    for name, module in network.named_modules():
+        if isinstance(module, Transformer) and layout.tensor > 1:
+            found = cut_network(module, layout.mesh["tensor"], layout.config.sequence)
+            layout.partial |= {f"{name}.{each}" if name else each for each in found}
+        if isinstance(module, Transformer) and layout.context > 1:
+            spread_context(module, layout.context_mesh.get_group(), layout.config.context_method)
     layout.divide(network)
     _recompute(network, layout.config.recompute)
     if compiled:
@@ -60,9 +65,11 @@ def _shard(network: nn.Module, layout: Layout) -> None:
     gathered once a pass: the head is used by the loss, after the network's own forward."""
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    mesh = layout.mesh["data"]
+    mesh, reshard = layout.mesh["data"], layout.config.zero == 3
+    if layout.expert_mesh is not None:
+        shard_experts(network, layout.expert_mesh, reshard)
     for module in blocks_of(network):
-        fully_shard(module, mesh=mesh, reshard_after_forward=layout.config.zero == 3)
+        fully_shard(module, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(network, mesh=mesh, reshard_after_forward=False)
     for module in network.modules():
         if isinstance(module, FSDPModule):
