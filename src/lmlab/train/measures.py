@@ -51,9 +51,12 @@ class NoiseScale:
         self._before: list[Tensor] = []
         self._squares: list[float] = []
         self.trace = self.square = 0.0
+        self._scale = 1.0
 
-    def begin(self) -> Callable[[], None]:
-        """Before a step whose noise is measured; the function that it returns is to be called after each micro-batch."""
+    def begin(self, scale: float = 1.0) -> Callable[[], None]:
+        """Before a step whose noise is measured, its gradients `scale` times what they are; the function that it returns is
+        to be called after each micro-batch."""
+        self._scale = scale
         self._before = [torch.zeros_like(local(p)) for p in self.parameters]
         self._squares = []
         return self._after
@@ -69,7 +72,7 @@ class NoiseScale:
         """The squared norm of gradients of which each rank holds a part (weights in parts) or a summand."""
         if not self.layout.sharded:
             gradients = [self.layout.total(each) for each in gradients]
-        square = sum(float(wide(each).square().sum()) for each in gradients)
+        square = sum(float(wide(each).square().sum()) for each in gradients) / self._scale**2
         return self.layout.sums({"square": square})["square"] if self.layout.sharded else square
 
     def end(self, sizes: list[int]) -> dict[str, float]:

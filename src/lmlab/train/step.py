@@ -29,9 +29,13 @@ Source = Callable[[int], list[Any]]
 checkpoint may be taken before this step) and `state() / restore(state)` (plain values kept with a checkpoint)."""
 
 
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The precisions that are types of 16 bits."""
+
+
 def autocast(name: str, device: str = "cpu") -> torch.autocast:
-    """bfloat16 matrix products in the block, for that precision; for the others nothing changes."""
-    return torch.autocast(device, torch.bfloat16, enabled=name == "bfloat16")
+    """16-bit matrix products in the block, for those precisions; for the others nothing changes."""
+    return torch.autocast(device, HALVES.get(name, torch.bfloat16), enabled=name in HALVES)
 
 
 @contextlib.contextmanager
@@ -52,10 +56,11 @@ def accumulate(
     precision_name: str,
     after_each: Callable[[], None] | None = None,
     layout: Layout | None = None,
+    scale: float = 1.0,
 ) -> dict[str, float]:
     """Backward of one optimizer step's micro-batches. Returns the terms' means and the reported numbers.
     `after_each` is called after each micro-batch's backward. On several ranks each has its part of every micro-batch, and
-    the numbers are the whole step's; gradients are the whole's after `layout.finish`.
+    the numbers are the whole step's; gradients are the whole's after `layout.finish`. `scale`: of the gradients (float16).
 
     A network's auxiliary losses (the balance of experts) are statistics of a micro-batch, not sums over it: they are
     averaged over the micro-batches, so cutting a step differently does change them.
@@ -80,7 +85,7 @@ def accumulate(
         if PENALTY in auxiliary:
             total = total + auxiliary[PENALTY] / len(batches)
         if isinstance(total, Tensor):
-            total.backward()
+            (total if scale == 1.0 else total * scale).backward()
         if after_each is not None:
             after_each()
         for term, value in terms.items():

@@ -43,6 +43,8 @@ class ParallelConfig(Config):
     """Processes that share every matrix (Megatron-LM, 1909.08053): some heads, some of d_ff, some of the vocabulary each."""
     sequence: bool = True
     """With `tensor`: the residual stream between matrices is divided too, by tokens (sequence parallelism, 2205.05198)."""
+    cpu_offload: bool = False
+    """With `zero` 2 or 3 on GPUs: weights, gradients and optimizer state lie in the CPU's memory and visit the GPU by blocks."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What a block computes again in the backward pass instead of keeping it: all of it (1604.06174; a third more FLOPs), or
     its attention alone (2205.05198). Also with one process."""
@@ -58,6 +60,10 @@ def misfits(config: ParallelConfig, ranks: int, shape: ModelConfig | None = None
     elif ranks // config.tensor % config.expert:
         held = f"the {ranks // config.tensor} processes of data x context"
         yield f"parallel: expert {config.expert} does not divide {held}"
+    if config.cpu_offload and (config.zero < 2 or ranks == 1):
+        yield "parallel: cpu_offload moves what fully_shard divides: it goes with zero 2 or 3 on several processes"
+    elif config.cpu_offload and not torch.cuda.is_available():
+        yield "parallel: cpu_offload moves weights out of a GPU, and there is none here: they are in the CPU's memory already"
     if shape is not None and config.tensor > 1:
         from lmlab.train.parallel.tensor import tensor_misfits
 
