@@ -115,11 +115,8 @@ class _Run:
         layout: Layout,
     ) -> None:
         self.layout = layout
-        self.network, self.objective, self.source = (
-            parallelize(network, layout, config.compile, config.precision),
-            objective,
-            source,
-        )
+        self.network = parallelize(network, layout, config.compile, config.precision)
+        self.objective, self.source = objective, source
         self.config, self.context, self.tokens, self.folder, self.batches = config, context, tokens, folder, batches
         self.optimizers = make_optimizers(network, config.optimizer, layout.owns)
         self.forward = make_forward(network, objective, config.compile and not layout.several)

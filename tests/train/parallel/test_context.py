@@ -135,7 +135,7 @@ def test_a_product_with_context_is_named():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
 def test_context_parallel(ranks, tmp_path, kind, dtype, bound):
@@ -144,17 +144,17 @@ def test_context_parallel(ranks, tmp_path, kind, dtype, bound):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
-def test_context_by_data_and_by_tensor(ranks, tmp_path, kind, dtype, bound):
-    layouts = WITH_DATA + WITH_TENSOR
+@pytest.mark.parametrize("layouts", [WITH_DATA, WITH_TENSOR], ids=["data", "tensor"])
+def test_context_by_data_and_by_tensor(ranks, tmp_path, kind, dtype, bound, layouts):
     hold_gradients(ranks, kind, dtype, layouts, 4, bound if dtype == torch.float64 else 1e-5)
     hold_curves(ranks, tmp_path, kind, layouts, 4, bound, dtype=dtype)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
 def test_data_by_context_by_tensor(ranks, tmp_path, kind, dtype, bound):

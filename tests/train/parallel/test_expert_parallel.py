@@ -72,7 +72,7 @@ def test_what_cannot_be_divided_is_refused(kind, layout, message):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
 @pytest.mark.parametrize("zero", [1, 3])
 def test_saved_on_two_resumed_on_one_and_back(ranks, tmp_path, zero, optimizer):
@@ -90,9 +90,9 @@ def test_saved_on_two_resumed_on_one_and_back(ranks, tmp_path, zero, optimizer):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
-@pytest.mark.parametrize(("layouts", "size"), [(ALONE, 2), (FOUR, 4), (EIGHT, 8)])
+@pytest.mark.parametrize(("layouts", "size"), [(ALONE, 2), (FOUR[:5], 4), (FOUR[5:], 4), (EIGHT, 8)])
 def test_expert_parallel(ranks, tmp_path, dtype, bound, layouts, size):
     hold_gradients(ranks, "experts", dtype, layouts, size, bound if dtype == torch.float64 else 1e-5)
     hold_curves(ranks, tmp_path, "experts", layouts, size, bound, dtype=dtype)

@@ -1,5 +1,6 @@
 """16 bits: float16 with a loss scale that all ranks share, bfloat16 over float32 weights in parts."""
 
+import functools
 import itertools
 import json
 import math
@@ -136,6 +137,21 @@ def test_bfloat16_over_weights_in_parts(ranks, tmp_path, kind):
         found = apart(curve(tmp_path / f"zero-{zero}"), single)
         print(kind, zero, found, own)
         assert found < 5e-3
+
+
+def test_offloaded_parts_learn_the_same(ranks, tmp_path):
+    """torch's offloading, on a CPU, where it moves nothing: that all else takes weights which lie there."""
+    train("dense", tmp_path / "one", steps=4)
+
+    def work(world):
+        import torch.distributed.fsdp as fsdp
+
+        torch.cuda.is_available = lambda: True  # this process ends with the work
+        fsdp.CPUOffloadPolicy = functools.partial(fsdp.CPUOffloadPolicy, pin_memory=False)
+        train("dense", tmp_path / "two", ParallelConfig(zero=3, cpu_offload=True), world, steps=4)
+
+    ranks(work, 2)
+    assert apart(curve(tmp_path / "two"), curve(tmp_path / "one")) < 1e-8
 
 
 def test_float8_is_refused_with_the_reason():
