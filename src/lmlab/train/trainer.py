@@ -139,7 +139,7 @@ class _Run:
             while step < config.steps:
                 if step > start and self.due(step):
                     self.save(step)
-                torch.manual_seed((context.seed << 32) + step + (self.layout.place << 24))
+                torch.manual_seed((context.seed << 32) + step + (self.layout.part << 24))
                 back = self.step(step)
                 if back is not None:
                     advance(back - step, f"back to step {back}")

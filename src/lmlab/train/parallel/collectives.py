@@ -14,6 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+"""The name of torch 2.13, and the one before."""
+
+
 class _Same(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
@@ -67,7 +71,7 @@ class _Shared(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         parts = torch.cat(grads[0].chunk(dist.get_world_size(ctx.group), 1))
         own = parts.new_empty((len(grads[0]), grads[0].shape[1] // dist.get_world_size(ctx.group), *grads[0].shape[2:]))
-        dist.reduce_scatter_tensor(own, parts, group=ctx.group)
+        _reduce_scatter(own, parts, group=ctx.group)
         return own, None
 
 

@@ -91,7 +91,7 @@ class Layout:
             raise ValueError(problem)
         self.tensor, self.context = self.config.tensor, self.config.context
         self.data = self.config.data or self.world.size // self.tensor // self.context
-        self.copies = self.data * self.context
+        self.shares = self.data * self.context
         """Ranks that hold the same weights, each with tokens of its own: the first dimension of the mesh."""
         self.partial: set[str] = set()
         self.divided: set[str] = set()
@@ -99,13 +99,13 @@ class Layout:
         self.context_mesh: Any = None
         self.expert_mesh: Any = None
         if self.several:
-            self.mesh = self._mesh({"data": self.copies, "tensor": self.tensor})
+            self.mesh = self._mesh({"data": self.shares, "tensor": self.tensor})
         if self.context > 1:
             self.context_mesh = self._mesh({"data": self.data, "context": self.context, "tensor": self.tensor})[
                 "context"
             ]
         if self.config.expert > 1:
-            replicas = self.copies // self.config.expert
+            replicas = self.shares // self.config.expert
             self.expert_mesh = self._mesh({"replicas": replicas, "expert": self.config.expert, "tensor": self.tensor})
         self._owners: dict[str, int] = {}
 
@@ -126,10 +126,10 @@ class Layout:
     @property
     def share(self) -> tuple[int, int]:
         """(this rank's place among those that divide a batch's rows, their number)."""
-        return (self.place // self.context, self.data)
+        return (self.part // self.context, self.data)
 
     @property
-    def place(self) -> int:
+    def part(self) -> int:
         """This rank's place among those that have tokens of their own."""
         return self.mesh.get_local_rank("data") if self.several else 0
 
@@ -140,7 +140,7 @@ class Layout:
         from lmlab.train.parallel.context import cut_batch
 
         multiple = self.tensor if self.config.sequence else 1
-        return cut_batch(batch, self.place % self.context, self.context, multiple)
+        return cut_batch(batch, self.part % self.context, self.context, multiple)
 
     @property
     def sharded(self) -> bool:
@@ -192,7 +192,7 @@ class Layout:
             from lmlab.train.parallel.tensor import complete
 
             complete(network, self.partial, self.mesh.get_group("tensor"))
-        if self.copies > 1 and not self.sharded:
+        if self.shares > 1 and not self.sharded:
             trained = [(name in self.divided, p) for name, p in network.named_parameters() if p.requires_grad]
             for divided in sorted({each for each, _ in trained}):
                 _sum_gradients([p for each, p in trained if each == divided], self._group(divided))
@@ -203,7 +203,7 @@ class Layout:
         """Give each parameter an owner, so that all own about as much: the largest first, each to whoever has least."""
         if not self.several or self.config.zero != 1:
             return
-        loads = {False: [0] * self.copies, True: [0] * (self.copies // self.config.expert)}
+        loads = {False: [0] * self.shares, True: [0] * (self.shares // self.config.expert)}
         trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         for name, parameter in sorted(trained, key=lambda each: (-each[1].numel(), each[0])):
             load = loads[name in self.divided]
@@ -213,7 +213,7 @@ class Layout:
 
     def owns(self, name: str) -> bool:
         """Whether this rank's optimizer moves the parameter."""
-        place = self.place // self.config.expert if name in self.divided else self.place
+        place = self.part // self.config.expert if name in self.divided else self.part
         return self._owners.get(name, place) == place
 
     def spread(self, network: nn.Module) -> None:
@@ -230,8 +230,8 @@ class Layout:
         import json
 
         found: dict[str, Tensor] = {}
-        for owner in range(self.copies):
-            mine = owner == self.place
+        for owner in range(self.shares):
+            mine = owner == self.part
             new = {name: tensor for name, tensor in state.items() if name not in found} if mine else {}
             listed = [[n, list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in new.items()]
             text = torch.frombuffer(bytearray(json.dumps(listed).encode()), dtype=torch.uint8).to(self.world.device)
