@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from lmlab import recipe
 from lmlab.cli import app
+from lmlab.launch import WRITERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,9 +45,11 @@ def test_every_command_in_the_documents_parses(line):
     runner = CliRunner()
     result = runner.invoke(app, [*verbs[:1], "--help"])
     assert result.exit_code == 0, line
-    if len(verbs) > 1 and verbs[0] in ("corpus", "tokenizer", "model"):
+    if len(verbs) > 1 and verbs[0] in ("corpus", "tokenizer", "model", "scale"):
         result = runner.invoke(app, [*verbs, "--help"])
         assert result.exit_code == 0, line
+    if verbs[0] == "launch":
+        assert verbs[1] in WRITERS, line
     for option in (word for word in words if word.startswith("--")):
         assert option in result.output, f"{line}: {option}"
     overrides = [w for w in words if re.match(r"[a-z_]+[.\w\[\]]*=", w) and "/path/to" not in w]

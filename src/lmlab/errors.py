@@ -22,6 +22,12 @@ class Failed(LmlabError):
     """Work that started and could not be finished; what was finished before stays. Exit status 1."""
 
 
+class Stopped(Failed):
+    """Told to stop (SIGTERM), saved, and ready to go on. Exit status 143, 128 and the signal's number."""
+
+    exit_status = 143
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint such as ``; did you mean 'layers'?`` or, with nothing near, the known words."""
     names = sorted(known)

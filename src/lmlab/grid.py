@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.config import Config
-from lmlab.errors import Failed
+from lmlab.errors import Failed, Stopped
 from lmlab.progress import say
 from lmlab.run import StageKind, TogetherFailed, finished, identity, write_json
 
@@ -50,12 +50,12 @@ class Grid:
 
     @contextlib.contextmanager
     def others_go_on(self, arm: str, seed: int) -> Iterator[None]:
-        """A run that fails is noted and left; a lone run raises, and so does what several processes did together."""
+        """A run that fails is noted and left; a lone run raises, and so do what several processes did together and a stop."""
         place = f"{arm or 'run'}/seed-{seed}"
         try:
             yield
         except Failed as error:
-            if self.single or isinstance(error, TogetherFailed):
+            if self.single or isinstance(error, (TogetherFailed, Stopped)):
                 raise
             self.failed[place] = str(error)
             say(f"{place}: failed: {error}")

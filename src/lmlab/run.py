@@ -26,7 +26,7 @@ from typing import Any
 from lmlab import __version__
 from lmlab.address import is_address
 from lmlab.config import Config
-from lmlab.errors import Failed, Refused
+from lmlab.errors import Failed, Refused, Stopped
 from lmlab.progress import Metrics, say
 from lmlab.provenance import changed, digest, finished, identity, machine, outputs
 from lmlab.ranks import Board, rank
@@ -263,9 +263,9 @@ class RunDirectory:
             headline = dict(spec.run(context))
         except BaseException as error:
             context.tick()
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            status = "interrupted" if isinstance(error, (KeyboardInterrupt, Stopped)) else "failed"
             self.record(name, _entry(kind, status, round(context.seconds, 3), wanted, {"error": str(error)[:500]}))
-            if context.board is not None and isinstance(error, Failed):
+            if context.board is not None and isinstance(error, Failed) and not isinstance(error, Stopped):
                 raise TogetherFailed(str(error)) from error
             raise
         finally:

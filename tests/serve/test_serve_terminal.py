@@ -103,7 +103,15 @@ def test_names(tmp_path):
     assert name_of("hf:owner/name") == "owner/name"
 
 
-def test_ctrl_c_stops_the_answer_only(make_model, wait_until):
+@pytest.fixture
+def interruptible():
+    """A shell starts what runs in its background with SIGINT ignored, and tests inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_the_answer_only(make_model, wait_until, interruptible):
     model = make_model(context=100_000, pause=0.005)
     conversation = Conversation({"m": model}, "m", 0.7, 50_000, None)
     main = threading.main_thread().ident
@@ -150,7 +158,7 @@ print("LEFT BY ITSELF")
 """
 
 
-def test_on_a_real_terminal(wait_until):
+def test_on_a_real_terminal(wait_until, interruptible):
     """Type, receive, press Ctrl-C in an answer and at the prompt, choose a model, leave with Ctrl-D."""
     leader, follower = pty.openpty()
     child = subprocess.Popen(

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import nn
 
 from lmlab.config import Config
-from lmlab.errors import Failed
+from lmlab.errors import Failed, Stopped
 from lmlab.progress import bar, say
 from lmlab.run import Context, write_json
 from lmlab.train import checkpoint
@@ -34,6 +34,7 @@ from lmlab.train.ramp import Batches
 from lmlab.train.schedule import ScheduleConfig, rate
 from lmlab.train.stability import Detector, Journal, SpikeConfig
 from lmlab.train.step import Objective, Source, accumulate, make_forward, matrix_library
+from lmlab.train.stop import Stop
 
 
 class TrainConfig(Config):
@@ -90,6 +91,7 @@ def fit(
     Dropout and whatever else draws from torch's generator is seeded by (seed, step), so a resumed run draws what an
     uninterrupted one would. `batches` tells how batches grow, for schedules that count tokens. Raises Failed when the loss
     is not a number and no policy deals with it, before the weights are touched; what made it is written to bad-batch files.
+    Raises Stopped after SIGTERM to any rank, when all have finished the step and saved.
     """
     place = folder or context.out / "checkpoints"
     run = _Run(network, objective, source, config, context, tokens, place, batches, layout or Layout())
@@ -135,10 +137,15 @@ class _Run:
         step = start = self.restore()
         if start == 0 and self._goes_back and config.steps:
             self.save(0)
-        with matrix_library(config.precision), bar(context.name, config.steps, start) as advance:
+        with matrix_library(config.precision), bar(context.name, config.steps, start) as advance, Stop() as stop:
             while step < config.steps:
-                if step > start and self.due(step):
+                stopping = self.layout.any(stop.asked) and self.may_save(step)
+                if step > start and (self.due(step) or stopping):
                     self.save(step)
+                if stopping:
+                    raise Stopped(
+                        f"{context.name}: stopped before step {step} and saved; the same command goes on from there"
+                    )
                 torch.manual_seed((context.seed << 32) + step + (self.layout.part << 24))
                 back = self.step(step)
                 if back is not None:
@@ -211,10 +218,14 @@ class _Run:
         self.context.tick()
         self.saved = time.monotonic()
 
+    def may_save(self, step: int) -> bool:
+        """May a checkpoint be taken before this step?"""
+        boundary = getattr(self.source, "boundary", None)
+        return boundary is None or boundary(step)
+
     def due(self, step: int) -> bool:
         """May a checkpoint be taken before this step, and is it time?"""
-        boundary = getattr(self.source, "boundary", None)
-        if boundary is not None and not boundary(step):
+        if not self.may_save(step):
             return False
         config = self.config
         every = config.checkpoint_steps or (max(1, config.spikes.back // 2) if self._goes_back else None)

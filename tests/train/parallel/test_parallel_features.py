@@ -4,12 +4,14 @@ import dataclasses
 import itertools
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
 from toys import ROWS, apart, batch_of, curve, rows_of, source_of, train
 
-from lmlab.errors import Failed
+from lmlab.errors import Failed, Stopped
 from lmlab.objective.language_model import RegularisedLanguageModel
 from lmlab.progress import read_jsonl
 from lmlab.train.checkpoint import gathered, listed
@@ -123,6 +125,52 @@ def test_a_number_that_is_none_stops_all_before_the_weights_change(ranks, tmp_pa
     assert len(list((tmp_path / "two").glob("bad-batch-*.safetensors"))) == 2
     newest = json.loads((listed(tmp_path / "two" / "checkpoints")[-1] / "state.json").read_text())
     assert newest["step"] == 2
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_curve_goes_on(ranks, tmp_path):
+    """SIGTERM to rank 1 in the fourth step."""
+    train("dense", tmp_path / "one", steps=8)
+
+    def work(world):
+        def source(kind, share):
+            known = source_of(kind, share)
+
+            def signalled(step):
+                if step == 3 and world.rank == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return known(step)
+
+            return signalled
+
+        try:
+            train("dense", tmp_path / "two", ZERO, world, steps=8, sources=source)
+        except Stopped as stop:
+            return str(stop)
+        return "went on"
+
+    assert all("stopped before step 4 and saved" in said for said in ranks(work, 2))
+    ranks(lambda world: train("dense", tmp_path / "two", ZERO, world, steps=8) and None, 2)
+    assert apart(curve(tmp_path / "two"), curve(tmp_path / "one")) < 1e-8
+
+
+def test_a_lone_process_goes_on_bit_for_bit_and_gives_the_signal_back(tmp_path):
+    def source(kind, share):
+        known = source_of(kind, share)
+
+        def signalled(step):
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return known(step)
+
+        return signalled
+
+    before = signal.getsignal(signal.SIGTERM)
+    train("dense", tmp_path / "whole", steps=8)
+    with pytest.raises(Stopped, match="before step 4"):
+        train("dense", tmp_path / "cut", steps=8, sources=source)
+    assert signal.getsignal(signal.SIGTERM) == before
+    train("dense", tmp_path / "cut", steps=8)
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
 
 
 def test_the_noise_of_a_cut_model_is_refused():

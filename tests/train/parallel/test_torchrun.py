@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ pretrain:
   steps: 6
   batch_tokens: 256
   precision: float32
+  kernel: math
   compile: false
   checkpoint_steps: 2
   baselines: false
@@ -43,10 +46,15 @@ def recipe(tmp_path: Path) -> Path:
     return tmp_path / "recipe.yaml"
 
 
-def run(recipe: Path, out: Path, ranks: int, *more: str) -> subprocess.CompletedProcess[str]:
+def command(recipe: Path, out: Path, ranks: int, *more: str) -> list[str]:
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *start, "-m", "lmlab", "run", str(recipe), "--out", str(out), "--json", *more]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False)
+    return [sys.executable, *start, "-m", "lmlab", "run", str(recipe), "--out", str(out), "--json", *more]
+
+
+def run(recipe: Path, out: Path, ranks: int, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(recipe, out, ranks, *more), env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False
+    )
 
 
 @pytest.mark.slow
@@ -101,6 +109,39 @@ def test_arms_share_ranks_until_one_fails_in_what_all_do(recipe, tmp_path):
         files = [tmp_path / n / arm / "seed-0" / "pretrain" / "metrics.jsonl" for n in ("one", "two")]
         curves = [[row["loss"] for row in read_jsonl(path)] for path in files]
         assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(recipe, tmp_path):
+    """SIGTERM to torchrun, as schedulers send it, and to a lone process, which leaves with 143."""
+    steps = ["pretrain.steps=400", "pretrain.checkpoint_steps=1000", "pretrain.checkpoint_seconds=1000"]
+    whole = run(recipe, tmp_path / "whole", 1, *steps)
+    assert whole.returncode == 0, whole.stderr
+    wanted = [row["loss"] for row in read_jsonl(tmp_path / "whole" / "pretrain" / "metrics.jsonl")]
+    for ranks in (1, 2):
+        out = tmp_path / f"on-{ranks}"
+        log = out / "pretrain" / "metrics.jsonl"
+        with subprocess.Popen(command(recipe, out, ranks, *steps), env=ENVIRONMENT, stderr=subprocess.PIPE) as job:
+            while not (log.exists() and len(read_jsonl(log)) > 5):
+                time.sleep(0.05)
+                assert job.poll() is None
+            job.send_signal(signal.SIGTERM)
+            assert job.stderr is not None
+            said = job.stderr.read().decode()
+        assert job.returncode == (143 if ranks == 1 else 1), said
+        assert "stopped before step" in said
+        assert not (out / "pretrain" / "provenance.json").exists()
+        saved = max((out / "pretrain" / "checkpoints").iterdir())
+        assert int(saved.name.removeprefix("step-")) == len(read_jsonl(log)) < 400
+        assert json.loads((out / "run.json").read_text())["stages"]["pretrain"]["status"] == "interrupted"
+        again = run(recipe, out, ranks, *steps)
+        assert again.returncode == 0, again.stderr
+        found = [row["loss"] for row in read_jsonl(log)]
+        assert len(found) == 400
+        if ranks == 1:
+            assert found == wanted  # bit for bit
+        assert found[:40] == pytest.approx(wanted[:40], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -179,6 +179,14 @@ class Layout:
         dist.broadcast(told, 0)
         return float(told)
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any rank."""
+        if not self.several:
+            return flag
+        told = torch.tensor(int(flag), device=self.world.device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told)
+
     def barrier(self) -> None:
         """Until all are here."""
         if self.several:

@@ -1,0 +1,88 @@
+"""lmlab scale: fit laws, predict by them, plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmlab.cli.common import Json, group, show
+
+app = group("scale", "Scaling laws: fit, predict, plan.")
+
+
+@app.command("fit")
+def scale_fit(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS.csv", help="A table with a header, one run a row.")],
+    loss: Annotated[str, typer.Option(metavar="COLUMN", help="The loss.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The law file to write.")],
+    law: Annotated[
+        str,
+        typer.Option(
+            help="chinchilla, overtraining, kaplan, power-params, power-tokens, power-compute, gpt4, steps, envelope, isoflop."
+        ),
+    ] = "chinchilla",
+    group: Annotated[str | None, typer.Option(metavar="COLUMN", help="One law for each value of this column.")] = None,
+    params: Annotated[str, typer.Option(metavar="COLUMN", help="Parameters.")] = "params",
+    tokens: Annotated[str, typer.Option(metavar="COLUMN", help="Training tokens.")] = "tokens",
+    compute: Annotated[str, typer.Option(metavar="COLUMN", help="FLOPs; without such a column 6 N D.")] = "compute",
+    steps: Annotated[str, typer.Option(metavar="COLUMN", help="Optimizer steps.")] = "steps",
+    max_warmup: Annotated[
+        float | None, typer.Option(help="Set runs aside whose warm-up is a larger share of their steps.")
+    ] = None,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence, for --max-warmup.")] = 2048,
+    bootstraps: Annotated[int, typer.Option(min=20, help="Resamples of the intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the residuals into this SVG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a law to runs: constants with intervals, the error on the largest runs left out, warnings."""
+    from lmlab.scaling.command import describe_fit, fit_file
+
+    columns = {"params": params, "tokens": tokens, "compute": compute, "steps": steps}
+    rows = {"max_warmup": max_warmup, "sequence_length": sequence_length}
+    found = fit_file(runs, law, loss, out, columns, group, bootstraps=bootstraps, seed=seed, **rows)
+    if plot is not None:
+        from lmlab.report.scaling import residual_plot
+        from lmlab.run import write_atomic
+
+        write_atomic(plot, residual_plot(found))
+    show(found, as_json, describe_fit(found))
+
+
+@app.command("predict")
+def scale_predict(
+    law: Annotated[Path, typer.Argument(metavar="LAW.json", help="What scale fit wrote.")],
+    runs: Annotated[Path, typer.Option(metavar="MORE.csv", help="Runs with the columns that the law was fitted with.")],
+    loss: Annotated[str, typer.Option(metavar="COLUMN", help="The measured loss.")],
+    as_json: Json = False,
+) -> None:
+    """Predict runs by a law file and compare with what was measured."""
+    from lmlab.scaling.command import describe_predictions, predict_file
+
+    found = predict_file(law, runs, loss)
+    show(found, as_json, describe_predictions(found))
+
+
+@app.command("plan")
+def scale_plan(
+    compute: Annotated[str | None, typer.Option(help="FLOPs, such as 1e21.")] = None,
+    params: Annotated[str | None, typer.Option(help="Parameters, such as 7B.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Training tokens, such as 1T.")] = None,
+    loss: Annotated[str | None, typer.Option(help="Nats a token.")] = None,
+    law: Annotated[
+        Path | None, typer.Option(metavar="LAW.json", help="A fitted law beside the published ones.")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="v100, a100, h100, h200 or b200.")] = "h100",
+    gpus: Annotated[int, typer.Option(help="How many.")] = 8,
+    utilisation: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
+    price: Annotated[float | None, typer.Option(help="Dollars an hour of one GPU.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The compute-optimal plan from one quantity, by each law side by side, with days and dollars."""
+    from lmlab.scaling.command import describe_plan, plan_for
+
+    given = {"compute": compute, "params": params, "tokens": tokens, "loss": loss}
+    found = plan_for(given, law, gpu=gpu, gpus=gpus, utilisation=utilisation, price=price)
+    show(found, as_json, describe_plan(found))

@@ -1,0 +1,102 @@
+"""What `lmlab scale fit`, `predict` and `plan` do and print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmlab.errors import Refused, nearest
+from lmlab.run import write_json
+from lmlab.scaling import fit as fitting
+from lmlab.scaling.approaches import APPROACHES, allocate
+from lmlab.scaling.forms import FORMS
+from lmlab.scaling.table import number, read
+
+
+def fit_file(
+    path: Path, law: str, loss: str, out: Path, columns: Mapping[str, str], group: str | None, **chosen: Any
+) -> dict[str, Any]:
+    """Fit, write the law file, and return it."""
+    if law not in {**FORMS, **APPROACHES}:
+        raise Refused(f"fit: '{law}' is no law{nearest(law, [*FORMS, *APPROACHES])}")
+    rows = {key: chosen.pop(key) for key in ("max_warmup", "sequence_length")}
+    needed = ("params", "compute") if law in APPROACHES else FORMS[law].features
+    runs = read(path, needed, columns, loss, group, **rows)
+    found = allocate(runs, law, **chosen) if law in APPROACHES else fitting.fit(
+        runs, law, columns=columns, loss=loss, group=group, **chosen
+    )  # fmt: skip
+    write_json(out, found)
+    return found
+
+
+def predict_file(law_file: Path, path: Path, loss: str) -> dict[str, Any]:
+    """Predict the runs of a table by a law file, with the columns that it was fitted with."""
+    law = fitting.load(law_file)
+    return fitting.predict(law, read(path, FORMS[law["law"]].features, law["columns"], loss, law["group"]))
+
+
+def plan_for(given: Mapping[str, str | None], law_file: Path | None, **cost: Any) -> dict[str, Any]:
+    """Numbers as a user writes them (7B, 1T) to a plan."""
+    from lmlab.scaling.plan import plan
+
+    wanted = {name: number(text, f"--{name}") for name, text in given.items() if text is not None}
+    return plan(wanted, fitting.load(law_file) if law_file else None, **cost)
+
+
+def describe_fit(found: Mapping[str, Any]) -> str:
+    lines = [
+        f"law: {found['law']}"
+        + (f"; {', '.join(map(str, found.get('columns', {}).values()))} -> {found['loss']}" if "loss" in found else "")
+    ]
+    lines += [f"set aside: {len(found['set_aside'])} rows"] if found["set_aside"] else []
+    lines += [f"  line {row['line']}: {row['reason']}" for row in found["set_aside"][:5]]
+    for name, group in found["groups"].items():
+        lines.append(f"{name} ({group['runs']} runs; 90% intervals)")
+        lines += [
+            f"  {key:<9} {e['value']:.4g} [{e['low']:.4g}, {e['high']:.4g}]" for key, e in group["constants"].items()
+        ]
+        held = group.get("held_out")
+        if held:
+            lines.append(
+                f"  held out  the {held['held_out']} runs of most compute, by the other {held['fitted']}: median error "
+                f"{held['relative_error']['median']:.2%}, largest {held['relative_error']['max']:.2%}, "
+                f"{held['coverage90']:.0%} inside the 90% interval"
+            )
+        lines += [f"  warning   {each}" for each in group["warnings"]]
+    return "\n".join(lines)
+
+
+def describe_predictions(found: Mapping[str, Any]) -> str:
+    lines = [f"{'line':>6} {'predicted':>9} {'90% interval':>17} {'measured':>9} {'error':>7}  group"]
+    lines += [
+        f"{r['line']:>6} {r['predicted']:>9.4f} {r['low']:>8.4f}-{r['high']:<8.4f} {r['measured']:>9.4f} "
+        f"{r['relative_error']:>7.2%}  {r['group']}"
+        for r in found["rows"]
+    ]
+    return "\n".join(
+        [*lines, f"{found['runs']} runs: median error {found['relative_error']['median']:.2%}, "
+         f"{found['coverage90']:.0%} inside the 90% interval, {len(found['set_aside'])} rows set aside"]
+    )  # fmt: skip
+
+
+def describe_plan(found: Mapping[str, Any]) -> str:
+    lines = [
+        f"{'law':<30} {'FLOPs':>9} {'params':>9} {'tokens':>9} {'loss':>7} {'tok/par':>8} {'days':>10} {'dollars':>12}"
+    ]
+    for row in found["rows"]:
+        if "note" in row:
+            lines.append(f"{row['law']:<30} {row['note']}")
+            continue
+        dollars = "" if row["dollars"] is None else f"{row['dollars']:,.0f}"
+        lines.append(
+            f"{row['law']:<30} {row['compute']:>9.3g} {row['params']:>9.3g} {row['tokens']:>9.3g} {row['loss']:>7.3f} "
+            f"{row['tokens_per_param']:>8.3g} {row['days']:>10.3g} {dollars:>12}"
+        )
+        if row.get("low"):
+            ends = [f"{q} {row['low'][q]:.3g}-{row['high'][q]:.3g}" for q in row["low"] if row["low"][q] is not None]
+            lines.append(f"{'':<30} 90%: {', '.join(ends)}")
+    lines.append(
+        f"{found['gpus']} x {found['gpu']} at {found['utilisation']:.0%} of {found['peak_flops'] / 1e12:g} TFLOP/s"
+    )
+    return "\n".join(lines)

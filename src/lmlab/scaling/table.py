@@ -1,0 +1,118 @@
+"""Tables of runs: columns found by name, bad rows set aside with their line, numbers such as 7B read."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lmlab.errors import Refused, nearest
+from lmlab.scaling.laws import flops
+
+UNITS = {"params": "parameters", "tokens": "tokens", "compute": "FLOPs", "steps": "optimizer steps"}
+SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+
+
+def number(text: str, what: str) -> float:
+    """7B, 1.5T, 300M, 1e21, 70,000 -> a positive finite number; else Refused."""
+    found = re.fullmatch(r"\s*([0-9][0-9_,]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)\s*([KMBGT]?)\s*", text, flags=re.I)
+    value = float(re.sub("[_,]", "", found[1])) * SCALES[found[2].upper()] if found else math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise Refused(f"{what}: '{text}' is no positive number; write 7B, 1.5T, 300M or 1e21")
+    return value
+
+
+@dataclass(frozen=True)
+class Runs:
+    """`values` has one array a quantity and `loss`; `group` and `line` (in the file) one entry a run."""
+
+    values: Mapping[str, np.ndarray]
+    group: list[str]
+    line: list[int]
+    set_aside: list[dict[str, str | int]]
+
+    def features(self, names: Sequence[str]) -> np.ndarray:
+        """(n, F)."""
+        return np.stack([self.values[name] for name in names], 1)
+
+    def of(self, group: str) -> Runs:
+        """The runs of one group."""
+        keep = [i for i, each in enumerate(self.group) if each == group]
+        return Runs(
+            {name: column[keep] for name, column in self.values.items()},
+            [group] * len(keep),
+            [self.line[i] for i in keep],
+            [],
+        )
+
+
+def read(
+    path: Path,
+    needed: Sequence[str],
+    columns: Mapping[str, str],
+    loss: str,
+    group: str | None = None,
+    max_warmup: float | None = None,
+    sequence_length: int = 2048,
+) -> Runs:
+    """The runs of a CSV file.
+
+    `needed` are quantities (params, tokens, compute, steps), `columns` their columns. Without a column for compute it is
+    6 N D. A row with a missing, non-numeric or non-positive value is set aside with its line and the reason.
+    `max_warmup` sets aside runs whose warm-up (column `warmup`, in steps) is a larger share of their steps: tokens over
+    `global_bs` sequences of `sequence_length`.
+    """
+    if not path.is_file():
+        raise Refused(f"{path}: no such file; expected a CSV file with a header, one run a row")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        header = list(reader.fieldnames or [])
+        wanted = dict.fromkeys(needed)
+        derive = "compute" in wanted and columns.get("compute", "compute") not in header
+        if derive:
+            wanted = dict.fromkeys([*(each for each in needed if each != "compute"), "params", "tokens"])
+        elif {"params", "tokens"} <= {name for name in ("params", "tokens") if columns.get(name, name) in header}:
+            wanted |= dict.fromkeys(("params", "tokens"))
+        source = {name: columns.get(name, name) for name in wanted} | {"loss": loss}
+        extra = [] if max_warmup is None else ["warmup", "global_bs"]
+        for column in [*source.values(), *([group] if group else []), *extra]:
+            if column not in header:
+                raise Refused(f"{path}: no column '{column}'{nearest(column, header)}")
+        rows: list[list[float]] = []
+        groups, lines, aside = [], [], []
+        for row in reader:
+            try:
+                values = [_positive(row[column], column) for column in source.values()]
+                if max_warmup is not None:
+                    batch = _positive(row["global_bs"], "global_bs") * sequence_length
+                    share = float(row["warmup"]) * batch / _positive(row[source["tokens"]], source["tokens"])
+                    if share > max_warmup:
+                        raise ValueError(f"warm-up is {share:.0%} of its steps")
+            except ValueError as error:
+                aside.append({"line": reader.line_num, "reason": str(error)})
+                continue
+            rows.append(values)
+            groups.append(row[group] if group else "all")
+            lines.append(reader.line_num)
+    if not rows:
+        why = f"; line {aside[0]['line']}: {aside[0]['reason']}" if aside else ""
+        raise Refused(f"{path}: no run can be used{why}")
+    found = dict(zip(source, np.array(rows).T))
+    if "params" in found and "tokens" in found and "compute" not in found:
+        found["compute"] = np.asarray(flops(found["params"], found["tokens"]))
+    return Runs(found, groups, lines, aside)
+
+
+def _positive(text: str | None, column: str) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        raise ValueError(f"{column} is '{text or ''}', not a number") from None
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{column} is {text}, not positive")
+    return value

@@ -1,0 +1,194 @@
+"""Fits: known constants come back, intervals cover, bad tables are refused, the open_lm runs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from lmlab.cli import app
+from lmlab.errors import Refused
+from lmlab.scaling.approaches import allocate
+from lmlab.scaling.fit import bootstrap, fit, interval, load, predict
+from lmlab.scaling.forms import FORMS
+from lmlab.scaling.laws import CHINCHILLA, Chinchilla, flops
+from lmlab.scaling.solve import best, minimise
+from lmlab.scaling.table import Runs, read
+
+TRUTH = CHINCHILLA["besiroglu"]
+
+
+def runs_of(law: Chinchilla, n: int, noise: float, seed: int) -> Runs:
+    generator = np.random.default_rng(seed)
+    params, tokens = 10 ** generator.uniform(7, 10, n), 10 ** generator.uniform(9, 11.5, n)
+    loss = law.loss(params, tokens) * np.exp(noise * generator.standard_normal(n))
+    values = {"params": params, "tokens": tokens, "compute": flops(params, tokens), "loss": loss}
+    return Runs(values, ["all"] * n, list(range(2, n + 2)), [])
+
+
+@pytest.fixture
+def few_starts(monkeypatch):
+    """122 of Chinchilla's 4,500 starts. (Every 37th: a multiple of 25 would take one value of the two exponents only.)"""
+    form = FORMS["chinchilla"]
+    monkeypatch.setitem(FORMS, "chinchilla", dataclasses.replace(form, starts=form.starts[::37]))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_derivatives_are_those_of_the_form(name):
+    form = FORMS[name]
+    generator = np.random.default_rng(0)
+    theta = form.starts[generator.integers(0, len(form.starts), 6)] + 0.05
+    x = 10 ** generator.uniform(7, 11, (5, len(form.features)))
+    value, jacobian = form.predict(theta, x)
+    for k in range(theta.shape[1]):
+        shift = np.zeros(theta.shape[1])
+        shift[k] = 1e-6
+        slope = (form.predict(theta + shift, x)[0] - form.predict(theta - shift, x)[0]) / 2e-6
+        np.testing.assert_allclose(jacobian[..., k], slope, rtol=1e-4, atol=1e-5)
+    assert value.shape == (6, 5)
+
+
+@pytest.mark.usefixtures("few_starts")
+def test_known_constants_come_back_from_runs_without_noise():
+    found = fit(runs_of(TRUTH, 60, 0.0, 1), "chinchilla", columns={}, loss="loss", group=None, bootstraps=20)
+    constants = {key: each["value"] for key, each in found["groups"]["all"]["constants"].items()}
+    for name in ("E", "A", "B", "alpha", "beta"):
+        assert constants[name] == pytest.approx(getattr(TRUTH, name), rel=1e-3)
+    assert found["groups"]["all"]["held_out"]["relative_error"]["median"] < 1e-4
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.slow
+def test_bootstrap_intervals_cover_new_runs():
+    form, inside = FORMS["chinchilla"], []
+    for seed in range(8):
+        mine, new = runs_of(TRUTH, 50, 0.01, seed), runs_of(TRUTH, 40, 0.01, 100 + seed)
+        x, log_loss, at = mine.features(form.features), np.log(mine.values["loss"]), new.features(form.features)
+        thetas, sums = minimise(form, x, log_loss, form.starts[::203])
+        best = thetas[sums.argmin()]
+        residuals = log_loss - form.predict(best[None], x)[0][0]
+        low, high = interval(form, at, bootstrap(form, x, log_loss, best, 60, seed), residuals, seed)
+        inside += ((low <= new.values["loss"]) & (new.values["loss"] <= high)).tolist()
+    assert 0.82 <= np.mean(inside) <= 0.97, f"n = {len(inside)}, 8 seeds"
+
+
+@pytest.mark.usefixtures("few_starts")
+def test_warns_where_the_data_cannot_decide():
+    mine = runs_of(TRUTH, 8, 0.02, 3)
+    tokens = 20 * mine.values["params"]
+    values = {**mine.values, "tokens": tokens, "loss": TRUTH.loss(mine.values["params"], tokens)}
+    found = fit(Runs(values, mine.group, mine.line, []), "chinchilla", columns={}, loss="l", group=None, bootstraps=30)
+    warnings = " ".join(found["groups"]["all"]["warnings"])
+    assert "rise together" in warnings and "8 runs for 5 parameters" in warnings
+
+
+def test_isoflop_and_envelope_find_the_exponent():
+    rows = [(c, n) for c in (1e18, 1e19, 1e20, 1e21) for n in TRUTH.allocation(c)[0] * 2 ** np.linspace(-2, 2, 7)]
+    compute, params = np.array(rows).T
+    loss = TRUTH.loss(params, compute / 6 / params)
+    runs = Runs({"compute": compute, "params": params, "loss": loss}, ["all"] * len(rows), [0] * len(rows), [])
+    a = TRUTH.exponents[0]
+    assert allocate(runs, "isoflop", bootstraps=50)["groups"]["all"]["constants"]["a"]["value"] == pytest.approx(
+        a, abs=0.01
+    )
+    grid = [(c, n) for n in np.geomspace(1e8, 1e10, 9) for c in np.geomspace(1e18, 1e23, 60)]
+    compute, params = np.array(grid).T
+    loss = TRUTH.loss(params, compute / 6 / params)
+    runs = Runs({"compute": compute, "params": params, "loss": loss}, ["all"] * len(grid), [0] * len(grid), [])
+    found = allocate(runs, "envelope", bootstraps=50)["groups"]["all"]["constants"]["a"]["value"]
+    assert found == pytest.approx(a, abs=0.03)
+
+
+def table(path: Path, rows: list[dict[str, object]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.usefixtures("few_starts")
+def test_the_commands_fit_predict_and_plan(tmp_path):
+    mine = runs_of(TRUTH, 40, 0.005, 5)
+    rows = [
+        dict(zip(("N", "tokens", "val"), row))
+        for row in zip(*(mine.values[k].tolist() for k in ("params", "tokens", "loss")))
+    ]
+    small = table(
+        tmp_path / "small.csv",
+        [{**row, "set": "x"} for row in [*rows[:30], {**rows[0], "val": ""}, {**rows[0], "N": -1}]],
+    )
+    large, law = table(tmp_path / "large.csv", [{**row, "set": "x"} for row in rows[30:]]), tmp_path / "law.json"
+    run = CliRunner().invoke
+    args = ["--loss", "val", "--params", "N", "--group", "set", "--law", "chinchilla", "--out", str(law), "--json"]
+    plot = tmp_path / "residuals.svg"
+    result = run(app, ["scale", "fit", str(small), *args, "--bootstraps", "100", "--plot", str(plot)])
+    assert result.exit_code == 0, result.output
+    assert [row["line"] for row in json.loads(law.read_text())["set_aside"]] == [32, 33]
+    assert plot.read_text().startswith("<svg")
+    found = json.loads(run(app, ["scale", "predict", str(law), "--runs", str(large), "--loss", "val", "--json"]).output)
+    assert found["relative_error"]["median"] < 0.01 and len(found["rows"]) == 10 and 0 <= found["coverage90"] <= 1
+    planned = json.loads(
+        run(app, ["scale", "plan", "--params", "7B", "--law", str(law), "--price", "2.5", "--json"]).output
+    )
+    mine = planned["rows"][-1]
+    assert mine["law"] == "fitted: x" and mine["low"]["compute"] <= mine["compute"] <= mine["high"]["compute"]
+    assert "90%:" in run(app, ["scale", "plan", "--compute", "1e21", "--law", str(law)]).output
+
+
+def test_bad_tables_are_refused(tmp_path):
+    path = table(tmp_path / "runs.csv", [{"params": 1e6, "tokens": 1e9, "loss_val": 3.0}])
+    with pytest.raises(Refused, match="did you mean 'loss_val'"):
+        read(path, ("params", "tokens"), {}, "los_val")
+    runs = read(path, ("params", "tokens"), {}, "loss_val")
+    with pytest.raises(Refused, match="1 runs in group 'all'"):
+        fit(runs, "chinchilla", columns={}, loss="loss_val", group=None)
+    with pytest.raises(Refused, match="no law file"):
+        load(path)
+    with pytest.raises(Refused, match="no such file"):
+        read(tmp_path / "none.csv", ("params",), {}, "loss")
+
+
+def test_the_solver_sums_and_goes_to_the_end():
+    runs = runs_of(TRUTH, 60, 0.01, 9)
+    form, x, y = FORMS["chinchilla"], runs.features(("params", "tokens")), np.log(runs.values["loss"])
+    _, value = minimise(form, x, y, form.starts[::37])
+    near = np.sort(value)[: len(value) // 3]
+    assert near[-1] == pytest.approx(near[0], rel=1e-3), "a third of the starts end at the same sum"
+    assert best(form, x, y)[1] <= near[0] * (1 + 1e-9), "the whole grid, most of it left early"
+    truth = [*np.log([TRUTH.A, TRUTH.B, TRUTH.E]), TRUTH.alpha, TRUTH.beta]
+    assert value.min() <= minimise(form, x, y, np.array([truth]))[1][0] * (1 + 1e-6)
+
+
+@pytest.mark.slow
+def test_openlm_runs_left_out_are_predicted(tmp_path):
+    """One split of those in docs/scaling.md: parameters without embeddings, the fifth of most compute left out. Other splits
+    miss by 1 to 6% in the median, and the page says so."""
+    data = os.environ.get("LMLAB_DATA")
+    if not data or not (Path(data) / "scaling_openlm/runs.csv").is_file():
+        pytest.skip("LMLAB_DATA does not name a folder with scaling_openlm/runs.csv")
+    columns = {"params": "params_no_embed"}
+    runs = read(Path(data) / "scaling_openlm/runs.csv", ("params", "tokens"), columns, "loss_c4_val", "train_set")
+    assert len(runs.line) == 65 and not runs.set_aside
+    small, large = [], []
+    for name in sorted(set(runs.group)):
+        places = [i for i, each in enumerate(runs.group) if each == name]
+        places.sort(key=lambda i: runs.values["compute"][i])
+        cut = round(0.8 * len(places))
+        small, large = small + places[:cut], large + places[cut:]
+
+    def part(places: list[int]) -> Runs:
+        values = {key: column[places] for key, column in runs.values.items()}
+        return Runs(values, [runs.group[i] for i in places], [runs.line[i] for i in places], [])
+
+    law = fit(part(small), "chinchilla", columns=columns, loss="loss_c4_val", group="train_set", bootstraps=200)
+    found = predict(law, part(large))
+    print(found["relative_error"], found["coverage90"], found["runs"])
+    assert found["relative_error"]["median"] < 0.01
+    assert found["coverage90"] >= 0.75, "measured 13 of 13: wider than a 90% interval should be"
