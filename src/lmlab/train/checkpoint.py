@@ -45,7 +45,8 @@ def save(
     layout = layout or Layout()
     path = folder / f"step-{step:08d}"
     optimizer = layout.collect(_gathered(named_state(network, optimizers)))
-    weights, more = _gathered(trained_state(network)), {name: _gathered(each) for name, each in (more or {}).items()}
+    weights = layout.together(_gathered(trained_state(network)))
+    more = {name: layout.together(_gathered(each)) for name, each in (more or {}).items()}
     if not layout.leads:
         layout.barrier()
         return path
@@ -67,9 +68,9 @@ def save(
     return path
 
 
-def gathered(network: nn.Module) -> dict[str, Tensor]:
+def gathered(network: nn.Module, layout: Layout | None = None) -> dict[str, Tensor]:
     """The whole weights of a network of which each rank holds a part. Every rank must call it."""
-    return _gathered(network.state_dict())
+    return (layout or Layout()).together(_gathered(network.state_dict()))
 
 
 def _gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -146,9 +147,10 @@ def restore(
     path = folder / f"step-{step:08d}"
     names = set(_apart(trained_state(network)))
     weights = load_file(path / "network.safetensors")
-    if set(weights) != names:
-        raise Failed(f"{path}: holds other weights than this network: {sorted(set(weights) ^ names)[:3]}")
-    put(network, weights)
+    if set(weights) != names | layout.elsewhere:
+        odd = sorted(set(weights) ^ (names | layout.elsewhere))
+        raise Failed(f"{path}: holds other weights than this network: {odd[:3]}")
+    put(network, {name: tensor for name, tensor in weights.items() if name in names})
     for optimizer in optimizers:
         optimizer.state.clear()
     restore_state(network, optimizers, load_file(path / "optimizer.safetensors"))

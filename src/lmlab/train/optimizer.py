@@ -154,8 +154,8 @@ def restore_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer
     owner = {id(p): o for o in optimizers for g in o.param_groups for p in g["params"]}
     for name, value in saved.items():
         parameter_name, key = name.rsplit("/", 1)
-        parameter = parameters[parameter_name]
-        if id(parameter) not in owner:
+        parameter = parameters.get(parameter_name)
+        if parameter is None or id(parameter) not in owner:
             continue  # another rank's
         lies = is_part(parameter) and value.shape == parameter.shape
         kept = part(value, parameter).clone() if lies else value
@@ -163,12 +163,18 @@ def restore_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer
         owner[id(parameter)].state[parameter][key] = alike(kept, parameter) if lies else kept
 
 
-def clip(parameters: Sequence[Tensor], largest: float, agree: Callable[[float], float] = float) -> float:
+def clip(
+    parameters: Sequence[Tensor],
+    largest: float,
+    agree: Callable[[float], float] = float,
+    measured: Sequence[Tensor] | None = None,
+) -> float:
     """Scale all gradients so that their global norm is at most `largest` (0: only measure). Returns the norm before.
-    `agree`: the number that all ranks take, so that weights which several of them hold stay alike to the last bit."""
+    `agree`: of this rank's norm the number that all ranks take, so that weights which several of them hold stay alike to the
+    last bit. `measured`: which parameters' gradients make up the norm, None for all."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     by_mesh: dict[Any, list[Tensor]] = {}
-    for gradient in gradients:
+    for gradient in gradients if measured is None else [p.grad for p in measured if p.grad is not None]:
         by_mesh.setdefault(mesh_of(gradient), []).append(gradient)
     norms = [float(whole(torch.nn.utils.get_total_norm(each))) for each in by_mesh.values()]
     norm = agree(norms[0] if len(norms) == 1 else math.hypot(*norms))

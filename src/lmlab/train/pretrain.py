@@ -229,7 +229,7 @@ def _whole(model: Transformer, shape: ModelConfig, ranks: Ranks) -> Transformer 
     """Of several ranks the first gets the whole model, on the CPU, and the others nothing. All must call it."""
     if not ranks.several:
         return model
-    weights = gathered(model)
+    weights = gathered(model, ranks)
     if not ranks.leads:
         return None
     whole = Transformer(shape).eval()

@@ -12,9 +12,10 @@ from lmlab.errors import nearest
 from lmlab.model.settings import Architecture
 from lmlab.objective.build import problems
 from lmlab.objective.settings import CausalLM, ObjectiveConfig
-from lmlab.train.measures import TENSOR_HAS_NO_NOISE
+from lmlab.train.measures import NO_NOISE
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel import ParallelConfig
+from lmlab.train.parallel.schedules import bubble_share
 from lmlab.train.plan import Shape
 from lmlab.train.published import PUBLISHED
 from lmlab.train.ramp import RampConfig
@@ -145,8 +146,18 @@ class PretrainConfig(Config):
             raise ValueError(
                 "noise_scale_every needs micro_batches of at least 2: the noise is told from their differences"
             )
-        if self.noise_scale_every and max(self.parallel.tensor, self.parallel.expert) > 1:
-            raise ValueError(TENSOR_HAS_NO_NOISE)
+        if self.noise_scale_every and max(self.parallel.tensor, self.parallel.pipeline, self.parallel.expert) > 1:
+            raise ValueError(NO_NOISE)
+        return self
+
+    @model_validator(mode="after")
+    def _pipeline_is_filled(self) -> PretrainConfig:
+        if self.micro_batches < self.parallel.pipeline:
+            raise ValueError(
+                f"parallel.pipeline {self.parallel.pipeline} needs micro_batches of at least as many, better four times (the "
+                f"stages wait for {bubble_share(self.parallel.pipeline, 4 * self.parallel.pipeline):.0%} of the time then); "
+                f"found {self.micro_batches}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ from lmlab.train.parallel.layout import Layout
 from lmlab.train.ramp import Batches
 from lmlab.train.schedule import ScheduleConfig, rate
 from lmlab.train.stability import Detector, Journal, SpikeConfig
-from lmlab.train.step import Objective, Source, accumulate, make_forward, matrix_library
+from lmlab.train.step import Objective, Source, make_step, matrix_library
 from lmlab.train.stop import Stop
 
 
@@ -121,8 +121,9 @@ class _Run:
         self.objective, self.source = objective, source
         self.config, self.context, self.tokens, self.folder, self.batches = config, context, tokens, folder, batches
         self.optimizers = make_optimizers(network, config.optimizer, layout.owns)
-        self.forward = make_forward(network, objective, config.compile and not layout.several)
+        self.accumulate = make_step(network, objective, layout, config.precision, config.compile)
         self.trained = [p for p in network.parameters() if p.requires_grad]
+        self.measured = [p for n, p in network.named_parameters() if p.requires_grad and layout.counts(n)]
         self.average = Average(network, config.ema) if config.ema is not None else None
         self.detector, self.journal = Detector(config.spikes), Journal()
         self.loss_scale = LossScale(config.precision == "float16", config.loss_scale)
@@ -146,7 +147,7 @@ class _Run:
                     raise Stopped(
                         f"{context.name}: stopped before step {step} and saved; the same command goes on from there"
                     )
-                torch.manual_seed((context.seed << 32) + step + (self.layout.part << 24))
+                torch.manual_seed((context.seed << 32) + step + (self.layout.stream << 24))
                 back = self.step(step)
                 if back is not None:
                     advance(back - step, f"back to step {back}")
@@ -242,13 +243,12 @@ class _Run:
         measured = self.noise if self.noise and step % (self.config.noise_scale_every or 1) == 0 else None
         scale = self.loss_scale.scale
         after_each = measured.begin(scale) if measured else None
-        given = (batches, self.config.precision, after_each, self.layout, scale)
-        metrics = accumulate(self.forward, self.objective, *given)
+        metrics = self.accumulate(batches, after_each, scale)
         self.layout.finish(self.network)
         self.loss_scale.unscale(self.trained)
         if self.config.layer_norms_every and step % self.config.layer_norms_every == 0:
-            metrics |= layer_norms(self.network)
-        metrics["grad_norm"] = clip(self.trained, self.config.clip, self.layout.agree)
+            metrics |= self.layout.along(layer_norms(self.network))
+        metrics["grad_norm"] = clip(self.trained, self.config.clip, self.layout.norm, self.measured)
         metrics["loss"] = self.layout.agree(metrics["loss"])  # what is done about a spike follows from these two
         overflown = self.loss_scale.overflown(metrics["loss"], metrics["grad_norm"])
         if measured is not None and not overflown:

@@ -161,3 +161,20 @@ def test_data_by_context_by_tensor(ranks, tmp_path, kind, dtype, bound):
     """Eight ranks, two by two by two."""
     hold_gradients(ranks, kind, dtype, EIGHT, 8, bound if dtype == torch.float64 else 1e-5)
     hold_curves(ranks, tmp_path, kind, EIGHT, 8, bound, dtype=dtype)
+
+
+WITH_A_PIPELINE = {
+    "dense": [ParallelConfig(pipeline=2, context=2, zero=1, context_method="ulysses")],
+    "experts": [ParallelConfig(pipeline=2, expert=2), ParallelConfig(pipeline=2, context=2, expert=2, zero=3)],
+    "encoder-decoder": [ParallelConfig(pipeline=2, context=2, zero=3)],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
+def test_with_a_pipeline(ranks, tmp_path, kind, dtype, bound):
+    """Rows and experts of each stage divided, two by two."""
+    hold_gradients(ranks, kind, dtype, WITH_A_PIPELINE[kind], 4, bound if dtype == torch.float64 else 1e-5)
+    hold_curves(ranks, tmp_path, kind, WITH_A_PIPELINE[kind], 4, bound, dtype=dtype)

@@ -15,6 +15,7 @@ from lmlab.model.transformer import Transformer
 from lmlab.train.parallel.context import spread_context
 from lmlab.train.parallel.experts import divide_experts, shard_experts
 from lmlab.train.parallel.layout import Layout
+from lmlab.train.parallel.stages import keep
 from lmlab.train.parallel.tensor import cut_network
 from lmlab.train.step import HALVES
 
@@ -26,6 +27,8 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False, prec
     if not layout.several:
         _recompute(network, layout.config.recompute)
         return network
+    if layout.pipeline > 1:
+        keep(network, layout)
     network.to(layout.world.device)
     for module in network.modules():
         if isinstance(module, MoE):
