@@ -1,6 +1,6 @@
 """What a stage shows while it works: a progress bar on a terminal, and `metrics.jsonl` always.
 
-The JSON Lines file is the truth; TensorBoard event files are written beside it when that extra is installed.
+The JSON Lines file is the truth; trackers (TensorBoard, Weights & Biases) get the same numbers.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,17 @@ class Metrics:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
-        self._board: Any = None
         self._folder = folder
         self._file = None
+        self._trackers: list[Any] = []
+        self._names: Sequence[str] | None = None
+        self._settings: Mapping[str, Any] = {}
+
+    def track(self, names: Sequence[str] | None, settings: Mapping[str, Any]) -> None:
+        """Which trackers get the numbers from here on (None: TensorBoard where it is installed), and the settings that
+        they show."""
+        self.close()
+        self._names, self._settings = names, settings
 
     def rewind(self, step: int) -> None:
         """Keep only whole lines of steps below `step`: those the resumed work does not write again."""
@@ -78,37 +86,27 @@ class Metrics:
         temporary.replace(self.path)
 
     def log(self, step: int, values: Mapping[str, float | int | str]) -> None:
-        """Write one line {step, ...values}; numbers go to TensorBoard too. Of several processes rank 0 writes."""
+        """Write one line {step, ...values}; numbers go to the trackers too. Of several processes rank 0 writes."""
         if rank() > 0:
             return
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8")
-            self._board = _tensorboard(self._folder, step)
+            from lmlab.trackers import open_trackers
+
+            self._trackers = open_trackers(self._names, self._folder, step, self._settings)
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(name, value, step)
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        for tracker in self._trackers:
+            tracker.log(step, numbers)
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self._board is not None:
-            self._board.close()
-            self._board = None
-
-
-def _tensorboard(folder: Path, step: int) -> Any:
-    """A TensorBoard writer, or None where the extra [tensorboard] is not installed."""
-    import importlib.util
-
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = []
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

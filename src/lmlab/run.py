@@ -103,7 +103,7 @@ class StageKind:
     outside the run whose names, sizes and times belong to the fingerprint. `check` is asked when the recipe is read: given
     the settings and, for each role that is filled, those of the stage that fills it (or the path, or MODEL, as the recipe
     has it), it says what cannot be, or None. Of several processes all run a stage that is `distributed`, and rank 0 alone
-    any other.
+    any other. `logs`: names of files that say how the work went and are no part of what was made.
     """
 
     config: type[Config]
@@ -114,6 +114,7 @@ class StageKind:
     sources: Callable[[Any], list[Path]] = field(default=lambda config: [])
     check: Callable[[Any, Mapping[str, Any]], str | None] = field(default=lambda config, fillers: None)
     distributed: bool = False
+    logs: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -281,7 +282,7 @@ class RunDirectory:
                 "seed": seed,
                 "inputs": {role: _places(place, self.path) for role, place in inputs.items()},
                 "identities": identities,
-                "outputs": outputs(out),
+                "outputs": outputs(out, spec.logs),
                 "machine": machine(),
                 "finished": time.strftime("%FT%T%z"),
                 "seconds": seconds,

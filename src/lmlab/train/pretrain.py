@@ -13,6 +13,7 @@ import numpy as np
 
 from lmlab.corpus.baselines import Baseline
 from lmlab.corpus.baselines import measure as measure_baselines
+from lmlab.corpus.engine import cores
 from lmlab.corpus.shards import Shards, write_shards
 from lmlab.corpus.store import documents
 from lmlab.errors import Failed, Refused
@@ -36,6 +37,7 @@ from lmlab.train.copying import copying
 from lmlab.train.data import ExampleWindows, PackedWindows
 from lmlab.train.heldout import Heldout, piece_tokens
 from lmlab.train.lengths import by_length
+from lmlab.train.live import HELDOUT, SAMPLES, Live, Some
 from lmlab.train.order import EpochOrder, MixedOrder, Order
 from lmlab.train.parallel import Layout as Ranks
 from lmlab.train.parallel import join, misfits
@@ -69,10 +71,11 @@ def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> Texts:
             write_shards(
                 folder,
                 ((row["id"], row["source"], row["text"]) for row in documents(corpus, split)),
-                tokenizer.encode_many,
+                tokenizer.encode_arrays,
                 end_of_text=tokenizer.eos_id,
                 vocabulary=tokenizer.vocab_size,
                 tokenizer=tokenizer.fingerprint,
+                threads=cores(),
             )
 
     context.first(write)
@@ -159,6 +162,7 @@ def run(context: Context) -> Mapping[str, Any]:
         checkpoint_seconds=config.checkpoint_seconds,
         checkpoint_steps=config.checkpoint_steps,
         keep=config.keep,
+        log_to=config.log_to,
     )
     batches = Batches(plan["rows"], plan["length"], config.batch_ramp)
     ranks = Ranks(config.parallel, join(context.board))
@@ -167,7 +171,15 @@ def run(context: Context) -> Mapping[str, Any]:
     source = PackedWindows(train, *cut) if packed else ExampleWindows(train, task, _tight(layout, task, length), *cut)
     objective = make_objective(config.objective, config.z_loss)
     last = fit(
-        model, objective, source, settings, context, tokens=lambda batch: batch.size, batches=batches, layout=ranks
+        model,
+        objective,
+        source,
+        settings,
+        context,
+        tokens=lambda batch: batch.size,
+        on_step=_live(context, model, shape, ranks, batches, texts, (task, layout, precision)),
+        batches=batches,
+        layout=ranks,
     )
     model = _whole(model, shape, ranks)
     if model is None:
@@ -215,6 +227,35 @@ def run(context: Context) -> Mapping[str, Any]:
     return {"bits_per_byte": after.value, "parameters": shape.parameters()["total"], "loss": last.get("loss")}
 
 
+def _live(
+    context: Context,
+    model: Transformer,
+    shape: ModelConfig,
+    ranks: Ranks,
+    batches: Batches,
+    texts: Heldout,
+    asked: tuple[Task, Layout, Precision],
+) -> Live | None:
+    """What measures some of the held-out text while the model trains, where the settings ask for it."""
+    config: PretrainConfig = context.config
+    if not config.live.on:
+        return None
+    task, layout, _ = asked
+    some = Some(texts.shard, config.live)
+    few = Heldout(some, texts.tokenizer, texts.corpus, texts.piece)
+    sizes = [len(texts.tokenizer.decode(ids).encode("utf-8")) for ids in some]
+    return Live(
+        context,
+        config.live,
+        model,
+        shape,
+        ranks,
+        batches.tokens_before,
+        lambda now: ratio(few.after(now, *asked), sizes),
+        lambda now: continuations(now, texts.tokenizer, config.prompts, task, layout),
+    )
+
+
 def _order(
     config: PretrainConfig, plan: Mapping[str, Any], train: Shards, seed: int, batches: Batches, beyond: int
 ) -> Order:
@@ -253,10 +294,7 @@ def _baselines(context: Context, corpus: Path) -> dict[str, Baseline]:
 def continuations(
     model: Transformer, tokenizer: Tokenizer, prompts: tuple[str, ...], task: Task, layout: Layout
 ) -> list[dict[str, str]]:
-    """What the model writes after each beginning, asked as it was trained, at temperature 0.7 with fixed seeds. Nothing with
-    position glm-2d, which the engine does not know."""
-    if layout.blocks:
-        return []
+    """What the model writes after each beginning, asked as it was trained, at temperature 0.7 with fixed seeds."""
     engine = Engine(model, tokenizer)
     room = min(64, model.config.context_length // 2)
     asked, sampling = [], []
@@ -265,10 +303,11 @@ def continuations(
         example = task.continuation(beginning, beginning[:0])
         lead = example.target if example.inputs is None else example.inputs
         source, begun = example.source.tolist(), lead.tolist()
-        asked.append(source if layout.has_encoder else source + begun)
+        asked.append(source if layout.has_encoder or layout.blocks else source + begun)
         own = (layout.start_id,) if example.inputs is None else ()
-        starts = (*own, *begun) if layout.has_encoder else None
-        sampling.append(Sampling(max_new_tokens=room, temperature=0.7, seed=index, decoder_start_ids=starts))
+        starts = (*own, *begun) if layout.has_encoder or layout.blocks else None
+        blank = len(source) - 1 if layout.blocks else None
+        sampling.append(Sampling(room, temperature=0.7, seed=index, decoder_start_ids=starts, blank=blank))
     return [{"prompt": p, "text": c.text} for p, c in zip(prompts, engine.generate(asked, sampling), strict=True)]
 
 
@@ -337,4 +376,5 @@ STAGE = StageKind(
     ),
     check=_check,
     distributed=True,
+    logs=frozenset({HELDOUT, SAMPLES}),
 )

@@ -12,6 +12,8 @@ from lmlab.errors import nearest
 from lmlab.model.settings import Architecture
 from lmlab.objective.build import problems
 from lmlab.objective.settings import CausalLM, ObjectiveConfig
+from lmlab.trackers import LogTo
+from lmlab.train.live import LiveConfig
 from lmlab.train.measures import NO_NOISE
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel import ParallelConfig
@@ -44,7 +46,7 @@ class PretrainSchedule(ScheduleConfig):
 class PretrainConfig(Config):
     """Settings of pretraining. With `minutes` the shape, steps and precision are sized to this machine."""
 
-    apart: ClassVar[frozenset[str]] = frozenset({"parallel"})
+    apart: ClassVar[frozenset[str]] = frozenset({"parallel", "live", "log_to"})
 
     published: str | None = None
     """The optimisation settings of a published model, where the recipe is silent: gpt3-175b, palm-540b, llama-7b, glm-130b and
@@ -95,6 +97,10 @@ class PretrainConfig(Config):
     keep: int = Field(default=2, ge=1)
     parallel: ParallelConfig = ParallelConfig()
     """How several processes (torchrun) share the work."""
+    live: LiveConfig = LiveConfig()
+    """What `lmlab watch` shows of a run beside its curves."""
+    log_to: LogTo = None
+    """Where the numbers go beside metrics.jsonl: tensorboard, wandb (each an extra); null: tensorboard where installed."""
     before: bool = True
     """Measure the model before training too."""
     baselines: bool = True

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lmlab.device import quiet_compiling
 from lmlab.train.parallel.layout import Layout
 
 
@@ -169,7 +170,10 @@ def make_forward(network: nn.Module, objective: Objective, compiled: bool) -> Ca
     def forward(batch: Any) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
         return judged(objective, network(**objective.inputs(batch)), batch)
 
-    return torch.compile(forward, dynamic=False) if compiled else forward
+    if not compiled:
+        return forward
+    quiet_compiling()
+    return torch.compile(forward, dynamic=False)
 
 
 def judged(

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ from lmlab.config import Config
 from lmlab.errors import Failed, Stopped
 from lmlab.progress import bar, say
 from lmlab.run import Context, write_json
+from lmlab.trackers import LogTo
 from lmlab.train import checkpoint
 from lmlab.train.average import Average
 from lmlab.train.loss_scale import LossScale
@@ -39,6 +40,8 @@ from lmlab.train.stop import Stop
 
 class TrainConfig(Config):
     """How to train; what to train and on what is the stage's."""
+
+    apart: ClassVar[frozenset[str]] = frozenset({"log_to"})
 
     steps: int = Field(default=100, ge=0)
     """Optimizer steps."""
@@ -68,6 +71,8 @@ class TrainConfig(Config):
     """Also every so many steps."""
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept, the newest. Spike policies that go back keep those that they may need."""
+    log_to: LogTo = None
+    """Where the numbers go beside metrics.jsonl: tensorboard, wandb (each an extra); null: tensorboard where installed."""
 
 
 def fit(
@@ -94,6 +99,7 @@ def fit(
     Raises Stopped after SIGTERM to any rank, when all have finished the step and saved.
     """
     place = folder or context.out / "checkpoints"
+    context.metrics.track(config.log_to, {} if context.config is None else context.config.model_dump(mode="json"))
     run = _Run(network, objective, source, config, context, tokens, place, batches, layout or Layout())
     try:
         return run.through(on_step)

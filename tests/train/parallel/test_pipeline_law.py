@@ -1,6 +1,7 @@
 """The law of test_law.py for pipelines: alone, over data, over tensor, and over both."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -87,9 +88,10 @@ def test_pipeline_by_tensor(ranks, tmp_path, kind, dtype, bound):
 @pytest.mark.parametrize(("dtype", "bound"), DTYPES)
 def test_pipeline_by_data_by_tensor(ranks, tmp_path, kind, dtype, bound):
     """Eight ranks."""
-    layouts = [changed(ALTERNATING, tensor=2, zero=stage) for stage in (0, 1, 3)]
-    hold_gradients(ranks, kind, dtype, layouts, 8, first_step(dtype, bound))
-    hold_curves(ranks, tmp_path, kind, layouts, 8, bound, dtype=dtype)
+    for stage in (1, 3):
+        layouts = [changed(ALTERNATING, tensor=2, zero=stage)]
+        hold_gradients(ranks, kind, dtype, layouts, 8, first_step(dtype, bound))
+        hold_curves(ranks, tmp_path, kind, layouts, 8, bound, dtype=dtype)
 
 
 @pytest.mark.slow
@@ -121,14 +123,17 @@ def test_recomputed_activations(ranks, tmp_path, kind):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resumed_in_another_layout(ranks, tmp_path, optimizer):
-    """Begun on two stages, gone on with on one process, then on four ranks: two stages by two of the optimizer's state."""
-    train("dense", tmp_path / "one", steps=9, optimizer=optimizer)
+    """Begun on two stages and gone on with on one process; begun so and gone on with on four ranks, two stages by two of
+    the optimizer's state."""
+    train("dense", tmp_path / "one", steps=6, optimizer=optimizer)
     settings = {"optimizer": optimizer, "checkpoint_steps": 2, "ema": 0.9}
-    out, four = tmp_path / "many", changed(ALTERNATING, zero=1)
-    ranks(lambda world: train("dense", out, ALTERNATING, world, steps=3, **settings) and None, 2)
-    train("dense", out, steps=6, **settings)
-    ranks(lambda world: train("dense", out, four, world, steps=9, **settings) and None, 4)
-    assert apart(curve(out), curve(tmp_path / "one")) < 1e-8
+    first, second, four = tmp_path / "two-then-one", tmp_path / "two-then-four", changed(ALTERNATING, zero=1)
+    ranks(lambda world: train("dense", first, ALTERNATING, world, steps=3, **settings) and None, 2)
+    shutil.copytree(first, second)
+    train("dense", first, steps=6, **settings)
+    ranks(lambda world: train("dense", second, four, world, steps=6, **settings) and None, 4)
+    for out in (first, second):
+        assert apart(curve(out), curve(tmp_path / "one")) < 1e-8
 
 
 def test_the_whole_network_is_given_back(ranks, tmp_path):

@@ -1,12 +1,14 @@
 """How a pipeline is cut, how long it waits and what it holds, against torch's own schedules played through."""
 
 import itertools
+import re
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+from torch.distributed.pipelining import ScheduleGPipe, ScheduleInterleaved1F1B
 from toys import DEEP, MODELS
 
 from lmlab.train.parallel import Layout, ParallelConfig, misfits
@@ -28,8 +30,13 @@ def test_stages_take_all_blocks_in_order_and_alike(blocks, stages):
     assert sizes == sorted(sizes, reverse=True)
 
 
+KINDS = {"FORWARD": "F", "FULL_BACKWARD": "B"}
+
+
 def orders(schedule: str, ranks: int, micro_batches: int, each: int) -> list[list[tuple[str, int, int]]]:
     """What each rank does one after another by torch's schedule: (F or B, stage, micro-batch)."""
+    if schedule == "1f1b":
+        return alternating(ranks, micro_batches)
     count = {"n_microbatches": micro_batches, "loss_fn": max}
     where = {stage: stage % ranks for stage in range(ranks * each)}
     stages = [
@@ -45,18 +52,26 @@ def orders(schedule: str, ranks: int, micro_batches: int, each: int) -> list[lis
         )
         for each_of in range(each)
     ]
-    if schedule == "interleaved-1f1b":
-        made = ScheduleInterleaved1F1B(stages, **count)  # type: ignore[arg-type]
-    else:
-        made = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[schedule](stages[0], **count)  # type: ignore[arg-type]
+    pair = (ScheduleInterleaved1F1B, stages) if schedule == "interleaved-1f1b" else (ScheduleGPipe, stages[0])
+    made: Any = pair[0](pair[1], **count)  # type: ignore[arg-type]
     acts = [
         [a for a in made.pipeline_order[rank] if a is not None and a.microbatch_index is not None]
         for rank in range(ranks)
     ]
-    return [
-        [("F" if str(a.computation_type) == "F" else "B", a.stage_index, a.microbatch_index) for a in row]
-        for row in acts
-    ]
+    return [[(KINDS[a.computation_type.name], a.stage_index, a.microbatch_index) for a in row] for row in acts]
+
+
+def alternating(ranks: int, micro_batches: int) -> list[list[tuple[str, int, int]]]:
+    """The same of 1f1b by its definition (torch runs it so; the list that it shows of it is another one): as many forward
+    passes as there are ranks from here on, then one backward and one forward in turn."""
+    rows = []
+    for rank in range(ranks):
+        ahead = min(micro_batches, ranks - rank)
+        row = [("F", rank, number) for number in range(ahead)]
+        for number in range(micro_batches):
+            row += [("B", rank, number), *([("F", rank, number + ahead)] if number + ahead < micro_batches else [])]
+        rows.append(row)
+    return rows
 
 
 def played(rows: list[list[tuple[str, int, int]]], stages: int) -> tuple[float, list[int]]:
@@ -65,6 +80,7 @@ def played(rows: list[list[tuple[str, int, int]]], stages: int) -> tuple[float, 
     done: dict[tuple[str, int, int], float] = {}
     clock, place, work = [0.0] * len(rows), [0] * len(rows), 0.0
     while any(at < len(row) for at, row in zip(place, rows)):
+        before = list(place)
         for rank, row in enumerate(rows):
             while place[rank] < len(row):
                 kind, stage, number = row[place[rank]]
@@ -77,6 +93,7 @@ def played(rows: list[list[tuple[str, int, int]]], stages: int) -> tuple[float, 
                 clock[rank] = max(clock[rank], done.get(needs, 0.0)) + took
                 done[kind, stage, number], work = clock[rank], work + took
                 place[rank] += 1
+        assert place != before, "each waits for another"
     most = [max(itertools.accumulate(1 if kind == "F" else -1 for kind, _, _ in row)) for row in rows]
     return 1 - work / (len(rows) * max(clock)), most
 
@@ -119,9 +136,8 @@ def test_what_stands_outside_of_blocks_goes_where_it_is_used():
 )
 def test_what_cannot_be_a_pipeline_is_refused(settings, ranks, message):
     config = ParallelConfig(**settings)
-    with pytest.raises(AssertionError if False else ValueError, match=message):
-        for problem in misfits(config, ranks, MODELS["dense"]):
-            raise ValueError(problem)
+    found = list(misfits(config, ranks, MODELS["dense"]))
+    assert any(re.search(message, problem) for problem in found), found
 
 
 def test_a_recipe_must_fill_the_pipeline():

@@ -76,6 +76,12 @@ def test_a_recipe_on_two_ranks_is_the_recipe_on_one(recipe, tmp_path):
     assert cut.returncode == 0, cut.stderr
     losses = [row["loss"] for row in read_jsonl(tmp_path / "cut" / "pretrain" / "metrics.jsonl")]
     assert losses == pytest.approx(curves[0], rel=1e-4)
+    piped = run(recipe, tmp_path / "piped", 2, "pretrain.parallel.pipeline=2", "pretrain.micro_batches=2")
+    assert piped.returncode == 0, piped.stderr
+    losses = [row["loss"] for row in read_jsonl(tmp_path / "piped" / "pretrain" / "metrics.jsonl")]
+    assert losses == pytest.approx(curves[0], rel=1e-4)
+    result = json.loads((tmp_path / "piped" / "pretrain" / "results.json").read_text())
+    assert result["bits_per_byte"]["after"]["value"] == pytest.approx(scores[0], rel=1e-4)
     again = run(recipe, tmp_path / "two", 1)  # how work is laid out is no part of what it makes
     assert again.returncode == 0, again.stderr
     assert "pretrain: finished before, skipped" in again.stderr

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lmlab.device import quiet_compiling
 from lmlab.model.attention import Attention
 from lmlab.model.block import Block
 from lmlab.model.moe import MoE
@@ -44,6 +45,7 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False, prec
     layout.divide(network)
     _recompute(network, layout.config.recompute)
     if compiled:
+        quiet_compiling()
         for block in blocks_of(network):
             block.compile()
     if layout.sharded:

@@ -217,6 +217,25 @@ class Layout:
         dist.broadcast(told, 0)
         return float(told)
 
+    def norm(self, norm: float) -> float:
+        """Of this rank's blocks' gradients -> the whole network's, the same number on all ranks."""
+        if self.pipeline > 1:
+            square = torch.tensor(norm, dtype=torch.float64, device=self.world.device).square()
+            dist.all_reduce(square, group=self._group("pipeline"))
+            norm = math.sqrt(float(square))
+        return self.agree(norm)
+
+    def along(self, numbers: dict[str, float]) -> dict[str, float]:
+        """What all ranks of a pipeline have, the later one's where several have a number by the same name."""
+        found = {} if self.pipeline > 1 else numbers
+        for source in range(self.pipeline) if self.pipeline > 1 else ():
+            found |= told(numbers, self._group("pipeline"), source, self.world.device)
+        return found
+
+    def from_last(self, numbers: dict[str, float] | None) -> dict[str, float]:
+        """What the last rank of a pipeline has."""
+        return told(numbers, self._group("pipeline"), self.pipeline - 1, self.world.device)
+
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank."""
         if not self.several:
@@ -224,23 +243,6 @@ class Layout:
         told = torch.tensor(int(flag), device=self.world.device)
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return bool(told)
-
-    def norm(self, norm: float) -> float:
-        """Of this rank's blocks' gradients -> the whole network's, the same number on all ranks."""
-        if self.pipeline > 1:
-            square = torch.tensor(norm**2, dtype=torch.float64, device=self.world.device)
-            dist.all_reduce(square, group=self._group("pipeline"))
-            norm = math.sqrt(float(square))
-        return self.agree(norm)
-
-    def along(self, numbers: dict[str, float] | None) -> dict[str, float]:
-        """Along a pipeline the numbers of whoever has them, the later rank's where several have one by the same name."""
-        if self.pipeline == 1:
-            return numbers or {}
-        found: dict[str, float] = {}
-        for source in range(self.pipeline):
-            found |= told(numbers or {}, self._group("pipeline"), source, self.world.device)
-        return found
 
     def barrier(self) -> None:
         """Until all are here."""

@@ -44,10 +44,10 @@ class Pipeline:
         layout, self.scale = self.layout, scale
         self.tally = Tally(self.objective, batches, layout)
         self.batches = _even(on_device(batches, layout), run(layout.config.schedule, layout.pipeline, len(batches)))
-        numbers = torch.arange(len(self.batches), device=layout.world.device)
+        numbers = torch.arange(len(self.batches))  # on the CPU: nobody must wait for a GPU to read them
         self._schedule().step(number=numbers, target=numbers, return_outputs=False)
         self.batches = []
-        return layout.along(self.tally.numbers() if self.stages[-1].last else None)
+        return layout.from_last(self.tally.numbers() if self.stages[-1].last else None)
 
     def given(self, number: int) -> dict[str, Any]:
         """What the network takes of a micro-batch."""
