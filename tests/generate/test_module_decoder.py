@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmlab.errors import Refused
 from lmlab.generate.cache import Cache
 from lmlab.generate.decoders import decoder_for
 from lmlab.generate.engine import Engine, Sampling
@@ -178,11 +177,3 @@ def test_a_sequence_in_two_parts_is_the_whole(position: str, start: int) -> None
         torch.testing.assert_close(found, wanted[start:], atol=1e-5, rtol=1e-5)
         if start % 64 == 0:
             assert torch.equal(found, wanted[start:]) and torch.equal(whole.data, parted.data)
-
-
-def test_glm_2d_is_refused_with_the_reason() -> None:
-    config = ModelConfig(
-        layers=1, d_model=8, heads=1, vocab_size=9, context_length=9, architecture="prefix-decoder", position="glm-2d"
-    )
-    with pytest.raises(Refused, match="second position"):
-        Engine(Transformer(config)).generate([[1]])

@@ -17,8 +17,9 @@ from lmlab.generate.attend import CHUNK
 from lmlab.generate.cache import Cache, Row
 from lmlab.generate.compiled import CompiledDecoder
 from lmlab.generate.constrain import Constraint
-from lmlab.generate.decoders import AnyDecoder
-from lmlab.generate.prefixes import Key, Prefixes
+from lmlab.generate.decoders import AnyDecoder, last_states
+from lmlab.generate.infill import Blank
+from lmlab.generate.prefixes import Key, Prefixes, shareable
 from lmlab.generate.sampling import Chooser, Sampling, likeliest, penalise, uniforms
 from lmlab.generate.text import TextStream
 
@@ -34,7 +35,7 @@ Given = tuple[tuple[int, ...] | None, tuple[int, ...]]
 @dataclass(eq=False)
 class Request:
     """One answer under way. `limit` is how many tokens it may have, `source` what the encoder reads where there is one
-    (the prompt is then what the decoder begins with)."""
+    (the prompt is then what the decoder begins with), or, of a model with GLM's two positions, its `Blank`."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
@@ -66,6 +67,11 @@ class Request:
     def given(self) -> Given:
         """What is computed before the first token is chosen."""
         return self.source, self.prompt
+
+    @property
+    def said(self) -> tuple[int, ...]:
+        """The tokens that were given: the source's where there is one."""
+        return self.prompt if self.source is None or isinstance(self.source, Blank) else self.source
 
     @property
     def draw(self) -> float:
@@ -121,8 +127,7 @@ class Scheduler:
         self.prefilled_tokens = 0
         """Prompt tokens that were computed so far: samples that share a prompt count it once, and so does what
         prompts begin with in common, in whole blocks."""
-        # A prompt that is read in both directions has no beginning of its own.
-        self.shared = Prefixes(prefix_bytes if decoder.config.architecture == "causal-decoder" else 0)
+        self.shared = Prefixes(prefix_bytes if shareable(decoder.config) else 0)
         self._prompts: Counter[Given] = Counter()
         self._prefixes: dict[Given, _Prefix] = {}
         self._chooser: Chooser | None = None
@@ -248,7 +253,8 @@ class Scheduler:
             for at, row in zip(places, rows):
                 for index, block in enumerate(begins[row]):
                     place.write_row(at, block, index * CHUNK)
-            hidden_ND = self.decoder.prefill(
+            hidden_BD = last_states(
+                self.decoder,
                 [request.prompt[starts[row] :] for row, request in zip(rows, batch)],
                 cache=place,
                 rows=places,
@@ -256,11 +262,10 @@ class Scheduler:
                 sources=[request.source for request in batch],
                 prefix=True,
             )
-            self.prefilled_tokens += len(hidden_ND)
-            self.prefilled_tokens += sum(map(len, {request.source for request in batch if request.source is not None}))
-            lengths = [len(request.prompt) - starts[row] for row, request in zip(rows, batch)]
-            ends = torch.tensor(lengths, device=hidden_ND.device).cumsum(0) - 1
-            logits |= dict(zip([request.given for request in batch], self.decoder.logits(hidden_ND[ends])))
+            self.prefilled_tokens += sum(len(request.prompt) - starts[row] for row, request in zip(rows, batch))
+            sources = {request.source for request in batch if request.said is request.source}
+            self.prefilled_tokens += sum(len(source or ()) for source in sources)
+            logits |= dict(zip([request.given for request in batch], self.decoder.logits(hidden_BD)))
             for at, row in zip(places, rows):
                 self.shared.keep(self.active[row].prompt, place, at)
                 if apart:
@@ -298,7 +303,7 @@ def _adjusted(batch: Sequence[Request], logits_BV: Tensor) -> Tensor | None:
     for row in rows:
         request = batch[row]
         if request.sampling.penalised:
-            drawn_BV[row] = penalise(drawn_BV[row], request.sampling, request.source or request.prompt, request.ids)
+            drawn_BV[row] = penalise(drawn_BV[row], request.sampling, request.said, request.ids)
         if request.constraint is not None:
             masked_V = request.constraint.mask(drawn_BV[row])
             if masked_V is None:

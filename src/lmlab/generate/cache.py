@@ -9,19 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmlab.generate.infill import Blank
 from lmlab.model.config import ModelConfig
 
 Memory = list[tuple[Tensor, Tensor]]
 """A request's keys and values of the encoder's states, of each layer (S, G, K): computed once, read only, so that rows
 with one source share them."""
 
+Beside = Memory | Blank
+"""What a row has beside its keys and values: the encoder's, or where its blank is."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """What a row of a cache holds: keys and values (layers, 2, G, slots, K) of each group of layers, and the encoder's."""
+    """What a row of a cache holds: keys and values (layers, 2, G, slots, K) of each group of layers, and what it has beside."""
 
     parts: tuple[Tensor, ...]
-    memory: Memory | None = None
+    memory: Beside | None = None
 
     @property
     def bytes(self) -> int:
@@ -65,7 +69,7 @@ class Cache:
         """`dtype` float32, or bfloat16 for half the memory and half the reading."""
         self.kv_heads, self.head_dim, _ = config.dims
         self.rows, self.size, self.slack, self.dtype = rows, size, slack, dtype
-        self.memories: dict[int, Memory] = {}
+        self.memories: dict[int, Beside] = {}
         self.windows = [None if slack is None else _window(config, layer) for layer in range(config.layers)]
         self.groups: list[_Group] = []
         self.layers: list[Tensor] = [torch.empty(0)] * config.layers
@@ -180,7 +184,7 @@ class Cache:
             group.data[:, row] = 0.0
         self.memories.pop(row, None)
 
-    def _remember(self, row: int, memory: Memory | None) -> None:
+    def _remember(self, row: int, memory: Beside | None) -> None:
         if memory is None:
             self.memories.pop(row, None)
         else:

@@ -47,6 +47,7 @@ class CompiledDecoder(ModuleDecoder):
         unfit = {
             "an encoder-decoder, whose sources differ in length": config.has_encoder,
             "experts, whose shares of the tokens differ": config.moe is not None,
+            "position glm-2d, whose blanks differ": config.position == "glm-2d",
             f"{precision}, whose kernels are compiled already": precision in ("int8", "int4"),
         }
         for what, found in unfit.items():

@@ -17,6 +17,7 @@ from lmlab.generate.answers import Completion, Hypothesis, Piece
 from lmlab.generate.batching import Request, Scheduler
 from lmlab.generate.constrain import Grammars
 from lmlab.generate.decoders import AnyDecoder, decoder_for
+from lmlab.generate.infill import Blank, Blanks
 from lmlab.generate.sampling import Sampling
 from lmlab.generate.score import Cost, Scored
 from lmlab.generate.search import Beam, Contrastive, Found, beam_search, contrastive_search
@@ -49,7 +50,8 @@ class Engine:
         both default to the tokenizer's (end of document, end of turn) and to none without a tokenizer.
 
         Of an encoder-decoder a prompt goes to the encoder, and the answer begins after `decoder_start_id`, by default
-        the tokenizer's padding token, as T5 has it (1910.10683). Of a prefix decoder the prompt is the prefix.
+        the tokenizer's padding token, as T5 has it (1910.10683). Of a prefix decoder the prompt is the prefix; with position
+        glm-2d the answer fills a blank of it (`Sampling.blank`), after `decoder_start_id`, by default <|startofpiece|>.
         `prefix_cache_bytes`: memory for the beginnings of prompts, which requests that begin alike share. `compile`: a
         decoding step of fixed shapes, compiled by torch (compiled.py); the first steps then take long.
         """
@@ -63,15 +65,15 @@ class Engine:
         self.model, self.tokenizer, self.precision, self.max_batch = model, tokenizer, precision, max_batch
         if stop_ids is None:
             stop_ids = () if tokenizer is None else (tokenizer.eos_id, tokenizer.end_of_turn_id)
-        self.stop_ids = frozenset(stop_ids)
+        self.blanks = Blanks(tokenizer, decoder_start_id) if model.config.position == "glm-2d" else None
+        self.stop_ids = frozenset((*stop_ids, *(() if self.blanks is None else self.blanks.stop_ids)))
         self.start_id = tokenizer.eos_id if start_id is None and tokenizer is not None else start_id
         if decoder_start_id is None:
             decoder_start_id = self.start_id if tokenizer is None else tokenizer.pad_id
         self.decoder_start_id, self.prefix_cache_bytes = decoder_start_id, prefix_cache_bytes
         self.compile = compile
         self._decoders: dict[str, AnyDecoder] = {}
-        if model.config.position != "glm-2d":  # else the first request is refused; what needs no decoder works
-            self._decoder(precision)
+        self._decoder(precision)
 
     @functools.cached_property
     def _scheduler(self) -> Scheduler:
@@ -216,7 +218,11 @@ class Engine:
             raise Refused("speculate: regex and json_schema are not known here; use generate")
         requests = [self._request(f"prompt {i}", p, s) for i, (p, s) in enumerate(zip(prompts, settings))]
         for i, request in enumerate(requests):
-            draft._request(f"draft model: prompt {i}", request.source or request.prompt, Sampling(1))
+            blank = request.source if isinstance(request.source, Blank) else None
+            part = request.said if blank is None else request.prompt[: blank.source]
+            place, starts = (None, None) if blank is None else (blank.place, request.prompt[blank.source :])
+            one = Sampling(1, blank=place, decoder_start_ids=starts)
+            draft._request(f"draft model: prompt {i}", part, one)
         tally = Tally()
         decoders = self._decoder(self.precision), draft._decoder(draft.precision)
         speculate(*decoders, requests, tokens, tally, self.max_batch)
@@ -231,7 +237,7 @@ class Engine:
         An empty context means the start of a document. Raises Refused where a pair does not fit the model's context.
         """
         start = self.decoder_start_id if self.model.config.has_encoder else None
-        return scoring.score_pairs(self._decoder(self.precision), pairs, self.start_id, start)
+        return scoring.score_pairs(self._decoder(self.precision), pairs, self.start_id, start, self.blanks)
 
     def score_documents(
         self,
@@ -293,6 +299,11 @@ class Engine:
             if len(source) > config.context_length:
                 raise Refused(f"{name}: has {len(ids)} tokens, and the encoder reads {config.context_length} at most")
             ids = self._decoder_start(name, sampling)
+        elif self.blanks is not None:
+            ids, source = self.blanks.opened(name, ids, sampling.blank, sampling.decoder_start_ids)
+            scoring.check_ids(f"{name}: decoder_start_ids", ids[source.source :], config.vocab_size)
+        elif sampling.blank is not None:
+            raise Refused(f"{name}: blank belongs to position glm-2d; this model has {config.position}")
         wanted = 1 if sampling.max_new_tokens else 0
         if len(ids) + wanted > config.context_length and source is None:
             ids = _cut(ids, max(1, config.context_length - sampling.max_new_tokens), sampling.truncate)

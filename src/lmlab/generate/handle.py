@@ -17,6 +17,7 @@ from lmlab.address import is_address, parse_address
 from lmlab.errors import Refused
 from lmlab.generate.classify import ClassifierModel
 from lmlab.generate.engine import Engine, Piece, Sampling
+from lmlab.generate.mapped import untouched
 from lmlab.generate.remote import RemoteModel
 from lmlab.generate.sampling import one_each, stops_of
 from lmlab.generate.score import Scored
@@ -70,7 +71,8 @@ def load(
     network = load_model(folder).to(device)
     _trim()
     found = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
-    model = Model(network, found, folder=folder, precision=precision, max_batch=max_batch, compile=compile)
+    with untouched(network):
+        model = Model(network, found, folder=folder, precision=precision, max_batch=max_batch, compile=compile)
     if precision != "float32":
         model.engine.release()
     _trim()

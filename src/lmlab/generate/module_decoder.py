@@ -1,7 +1,7 @@
 """The decoder of every other model: the model's own blocks, run on rows of tokens with a cache of keys and values.
 
 `decoder.py` is faster and knows the common case; this one knows prefix decoders, encoder-decoders, experts, all
-position schemes but glm-2d, all norm placements, sparse patterns, softcaps and scales. Both have one interface
+position schemes, all norm placements, sparse patterns, softcaps and scales. Both have one interface
 (`AnyDecoder`), and `decoder_for` picks. Keys and values lie in slots as there, and each row reads exactly its own.
 `tests/generate/test_module_decoder.py` holds it to the model over random configs.
 """
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from lmlab.errors import Refused
 from lmlab.generate.attend import Terms, attend_slots, attend_tokens, visible
-from lmlab.generate.cache import Cache, Memory
-from lmlab.generate.packed import packed, rowwise
+from lmlab.generate.cache import Beside, Cache, Memory
+from lmlab.generate.infill import Blank, sees, two_positions
+from lmlab.generate.packed import Queues, packed, rowwise
 from lmlab.generate.weights import Linear, Precision, head_precision
 from lmlab.model.attention import Attention
 from lmlab.model.moe import Routing
+from lmlab.model.pattern import FULL
 from lmlab.model.position import sinusoid
 from lmlab.model.seeing import Alibi, Buckets
 from lmlab.model.transformer import Block, Transformer
@@ -32,16 +34,27 @@ NO_TABLE, NOTHING = np.empty((0, 0), np.float32), np.empty((0, 0, 0), np.float32
 
 
 class ModuleDecoder:
-    """Reads a Transformer's weights once; call `refresh` when they have changed. Raises Refused for glm-2d."""
+    """Reads a Transformer's weights once; call `refresh` when they have changed.
+
+    Raises Refused for glm-2d with an attention pattern.
+    """
 
     kept = torch.float32
     """Type of the keys and values that the scheduler's cache holds for it."""
 
     def __init__(self, model: Transformer, precision: Precision = "float32") -> None:
-        if model.config.position == "glm-2d":
+        if model.config.position == "glm-2d" and any(block.attention.pattern != FULL for block in _blocks(model)):
             raise Refused(
-                "the engine does not generate or score with position glm-2d: each token of a blank has a second "
-                "position, which a prompt of ids does not carry; the model's logits are to be had"
+                "the engine does not generate or score with position glm-2d and a sparse attention pattern: it would "
+                "count from a blank's mask, not from the token before; the model's logits are to be had"
+            )
+        moe = model.config.moe
+        self.queued = moe is not None and moe.sequence_capacity is not None
+        if moe is not None and self.queued and moe.top_k > 1:
+            raise Refused(
+                f"the engine does not generate or score with moe.sequence_capacity and top_k {moe.top_k}: all first choices "
+                "queue before second ones, so that what a token loses depends on later tokens; the model's logits are to "
+                "be had"
             )
         self.model, self.precision, self.config = model, precision, model.config
         self.refresh()
@@ -51,7 +64,7 @@ class ModuleDecoder:
         """Lay the model's weights out anew."""
         self.device = self.model.embedding.weight.device
         lean = self.lean = packed(self.model, self.precision)
-        self.blocks = cast(list[Block], list(lean.blocks))
+        self.blocks = _blocks(lean)
         head = lean.embedding.weight if self.model.head is None else self.model.head.weight
         bias = None if lean.head_bias is None else lean.head_bias.detach()
         self.head = Linear(head.detach().float(), bias, head_precision(self.precision))
@@ -98,7 +111,7 @@ class ModuleDecoder:
         `positions` default to starts[i], starts[i] + 1, ...; `masks[i]` (T, starts[i] + T), True where a token sees
         another, defaults to causal, and with `prefix` to everything in a prefix decoder. With a cache, sequence i's
         keys and values go to row `rows[i]`, which holds the `starts[i]` tokens before it already. `sources[i]`: what
-        the encoder reads for it; None where the row has that in the cache.
+        the encoder reads for it, or of glm-2d where its blank is; None where the row has that in the cache.
         """
         lengths = [len(each) for each in tokens]
         starts = [0] * len(lengths) if starts is None else starts
@@ -106,10 +119,11 @@ class ModuleDecoder:
         positions_N = torch.tensor(list(itertools.chain.from_iterable(where)), device=self.device)
         rows_N = torch.tensor([row for row, n in zip(rows, lengths) for _ in range(n)], device=self.device)
         spans = list(itertools.pairwise([0, *itertools.accumulate(lengths)]))
+        memories = self._memories(sources, cache, rows, len(lengths))
         if masks is None:
             both = prefix and self.config.architecture == "prefix-decoder"
-            masks = [torch.ones(n, n, dtype=torch.bool, device=self.device) if both else None for n in lengths]
-        memories = self._memories(sources, cache, rows, len(lengths))
+            blanks = [each if isinstance(each, Blank) else None for each in memories]
+            masks = [sees(blank, n, self.device) if both else None for blank, n in zip(blanks, lengths)]
 
         def attend(layer: int, q_NHK: Tensor, other_NHK: Tensor | None, k_NGK: Tensor, v_NGK: Tensor) -> Tensor:
             found = []
@@ -129,7 +143,16 @@ class ModuleDecoder:
             return torch.cat(found)
 
         flat = torch.tensor(list(itertools.chain.from_iterable(tokens)), device=self.device)
-        return self._run(flat, positions_N, attend, spans, memories)
+        return self._run(flat, positions_N, attend, spans, memories, self._queues(spans, starts, masks))
+
+    def _queues(
+        self, spans: Sequence[tuple[int, int]], starts: Sequence[int], masks: Sequence[Tensor | None]
+    ) -> Queues:
+        if not self.queued:
+            return Queues()
+        read = [i for i, start in enumerate(starts) if not start]
+        orders = [None if mask is None else mask.tril() for mask in (masks[i] for i in read)]
+        return Queues(spans=[spans[i] for i in read], orders=orders)
 
     def decode(self, tokens: list[int], positions: list[int], cache: Cache) -> Tensor:
         """Hidden states (B, D) of one new token for each of the cache's first B rows, at its position."""
@@ -161,7 +184,7 @@ class ModuleDecoder:
 
         spans = [(b, b + 1) for b in range(len(tokens))]
         memories = [cache.memories.get(b) for b in range(len(tokens))]
-        return self._run(torch.tensor(tokens, device=self.device), positions_B, attend, spans, memories)
+        return self._run(torch.tensor(tokens, device=self.device), positions_B, attend, spans, memories, Queues())
 
     def _attend_row(
         self, b: int, layer: int, q_BHK: Tensor, other: Tensor | None, cache: Cache, position: int
@@ -180,10 +203,16 @@ class ModuleDecoder:
         positions_N: Tensor,
         attend: Callable[[int, Tensor, Tensor | None, Tensor, Tensor], Tensor],
         spans: Sequence[tuple[int, int]],
-        memories: Sequence[Memory | None],
+        memories: Sequence[Beside | None],
+        routing: Routing,
     ) -> Tensor:
-        lean, routing = self.lean, Routing()
-        x_ND = lean.placed(lean._embed(tokens_N)[None], positions_N[None], None)[0]
+        lean = self.lean
+        inside_1N = None
+        if self.config.position == "glm-2d":
+            blanks = [each if isinstance(each, Blank) else None for each in memories]
+            positions_N, inside_N = two_positions(positions_N, [b - a for a, b in spans], blanks)
+            inside_1N = inside_N[None]
+        x_ND = lean.placed(lean._embed(tokens_N)[None], positions_N[None], inside_1N)[0]
         turn = None
         if self.config.position == "rope":
             turn = (lean.cos[positions_N][:, None], lean.sin[positions_N][:, None])
@@ -224,12 +253,12 @@ class ModuleDecoder:
         cache: Cache | None,
         rows: Sequence[int],
         count: int,
-    ) -> list[Memory | None]:
-        """Each sequence's keys and values of the encoder's states; a source that several have is read once."""
-        if not self.config.has_encoder:
+    ) -> list[Beside | None]:
+        """Each sequence's keys and values of the encoder's states, a source that several have read once; or its blank."""
+        if not self.config.has_encoder and self.config.position != "glm-2d":
             return [None] * count
-        done: dict[tuple[int, ...], Memory] = {}
-        found: list[Memory | None] = []
+        done: dict[tuple[int, ...], Beside] = {}
+        found: list[Beside | None] = []
         for index in range(count):
             source = None if sources is None else sources[index]
             if source is None:
@@ -237,7 +266,7 @@ class ModuleDecoder:
                 continue
             key = tuple(source)
             if key not in done:
-                done[key] = self._remember(key)
+                done[key] = source if isinstance(source, Blank) else self._remember(key)
             found.append(done[key])
             if cache is not None:
                 cache.memories[rows[index]] = done[key]
@@ -246,6 +275,10 @@ class ModuleDecoder:
     def _remember(self, source: Sequence[int]) -> Memory:
         memory_SD = self.lean.encode(torch.tensor([list(source)], device=self.device))[0]
         return [cast(Attention, block.cross_attention).keys_values(memory_SD) for block in self.blocks]
+
+
+def _blocks(model: Transformer) -> list[Block]:
+    return cast(list[Block], list(model.blocks))
 
 
 def projected(
@@ -267,9 +300,9 @@ def _relative(attention: Attention, reach_R: Tensor, width: int) -> Tensor | Non
     return attention.relative(sinusoid(reach_R, width)).view(-1, attention.heads, attention.head_dim).contiguous()
 
 
-def _attend_memory(q_THK: Tensor, memory: Memory | None, layer: int, cross: Attention) -> Tensor:
+def _attend_memory(q_THK: Tensor, memory: Beside | None, layer: int, cross: Attention) -> Tensor:
     """Cross-attention of one sequence's tokens, (T, H K)."""
-    assert memory is not None
+    assert isinstance(memory, list)
     k_SGK, v_SGK = memory[layer]
     T, S = len(q_THK), len(k_SGK)
     seen_TS = torch.ones(T, S, dtype=torch.bool, device=q_THK.device)

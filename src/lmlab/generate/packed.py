@@ -7,13 +7,15 @@ through `weights.Linear`, so that a row's result does not depend on the rows bes
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmlab.generate.mapped import is_untouched
 from lmlab.generate.weights import Linear, Precision
 from lmlab.model.feed_forward import FeedForward
 from lmlab.model.moe import Experts, MoE, Routing
@@ -67,10 +69,29 @@ class PackedExperts(nn.Module):
         return self.down[expert](inner)
 
 
+@dataclass
+class Queues(Routing):
+    """Whose tokens stand before whose at an expert with a `sequence_capacity`: `spans`, the (first, end) tokens of each
+    sequence that is read from its start, and `orders`, (T, T) of each, True where a token is in another's way, None for
+    all that come before it. Tokens of no span are never dropped: those that follow what a cache holds."""
+
+    spans: Sequence[tuple[int, int]] = ()
+    orders: Sequence[Tensor | None] = ()
+
+    def kept(self, chosen_N1: Tensor, experts: int, capacity: int) -> Tensor:
+        """(N, 1), 1.0 where a token is among its sequence's first `capacity` of its expert."""
+        kept_N1 = torch.ones(chosen_N1.shape, device=chosen_N1.device)
+        for (first, end), order_TT in zip(self.spans, self.orders):
+            mine_TE = F.one_hot(chosen_N1[first:end, 0], experts).float()
+            places_TE = mine_TE.cumsum(0) if order_TT is None else order_TT.float() @ mine_TE
+            kept_N1[first:end] = (places_TE.gather(1, chosen_N1[first:end]) <= capacity).float()
+        return kept_N1
+
+
 class PackedMoE(MoE):
-    """A mixture of experts in inference: no token is ever dropped, whatever capacity the config has in evaluation,
-    since which tokens an expert has no place for would depend on who shares the batch. A limit on an expert's tokens of
-    each sequence (`sequence_capacity`) is not applied either: the model's own forward drops tokens by it, the engine none."""
+    """A mixture of experts in inference: no token is dropped by the capacity that the config has in evaluation, since which
+    tokens an expert has no place for would depend on who shares the batch. A limit on an expert's tokens of each sequence
+    (`sequence_capacity`) is applied to what is read at once, see `Queues`."""
 
     def __init__(self, moe: MoE, precision: Precision) -> None:
         nn.Module.__init__(self)
@@ -84,13 +105,21 @@ class PackedMoE(MoE):
         weights_NC, chosen_NC = self.router(x_ND.float()).softmax(-1).topk(self.moe.top_k, dim=-1)
         if self.moe.normalise == "chosen":
             weights_NC = weights_NC / weights_NC.sum(-1, keepdim=True)
-        return weights_NC, chosen_NC
+        capacity = self.moe.sequence_capacity
+        if capacity is None:
+            return weights_NC, chosen_NC
+        if isinstance(routing, Queues):
+            return weights_NC * routing.kept(chosen_NC, self.moe.experts, capacity), chosen_NC
+        every_NC = torch.ones_like(weights_NC, dtype=torch.bool)  # an encoder's sequences, whole
+        return weights_NC * self._taken(chosen_NC, every_NC, capacity, sequences), chosen_NC
 
 
 @torch.no_grad()
 def packed(model: Transformer, precision: Precision) -> Transformer:
-    """The model as it is now, with packed matrices. Embeddings and norms are copied in float32."""
-    heavy = [m for m in model.modules() if isinstance(m, (nn.Linear, Experts))]
+    """The model as it is now, with packed matrices. Embeddings and norms are copied in float32, but for the tables of a
+    model that is as its file (`mapped.untouched`)."""
+    kinds = (nn.Linear, Experts, nn.Embedding) if is_untouched() else (nn.Linear, Experts)
+    heavy = [m for m in model.modules() if isinstance(m, kinds)]
     shared = {id(p): p for m in heavy for p in m.parameters(recurse=False)}  # packed below: one copy is enough
     made = copy.deepcopy(model, shared).float().eval() if _is_float32(model) else copy.deepcopy(model).float().eval()
     for name, module in list(made.named_modules()):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from lmlab.generate.attend import CHUNK
 from lmlab.generate.cache import Cache, Row
+from lmlab.model.config import ModelConfig
 
 Key = tuple[int, tuple[int, ...]]
 """(number of the block before, 0 at the start; the block's tokens)."""
@@ -26,6 +27,13 @@ class _Block:
     @property
     def bytes(self) -> int:
         return self.held.bytes
+
+
+def shareable(config: ModelConfig) -> bool:
+    """Whether what sequences begin with in common may be computed once. Not where it is read in both directions, nor where
+    an expert's places are counted over a whole sequence (`sequence_capacity`)."""
+    counted = config.moe is not None and config.moe.sequence_capacity is not None
+    return config.architecture == "causal-decoder" and not counted
 
 
 class Prefixes:

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmlab.generate.kernels import _compiled, spread
+from lmlab.generate.kernels import LINE, _compiled, spread
+from lmlab.generate.mapped import give_back
 from lmlab.generate.quantise import group_size, round_int4, round_int8
-from lmlab.generate.simd import BFLOAT16, FLOAT32, INT4, INT8, PANEL, ROWS, add_products, available, kept
+from lmlab.generate.simd import BFLOAT16, FLOAT32, INT4, INT8, PANEL, ROWS, add_products, available, fetch_near, kept
 
 BLOCK = 256
 """Inputs that share a scale of x beside int8 weights. 512 x 127 x 32,767 is the most that 32 bits hold; fewer, because
@@ -27,6 +28,10 @@ NEAR = 1 << 18
 
 PARALLEL_BYTES = 1 << 20
 """Bytes of weights (times tiles of rows) from which a product is worth spreading over threads (guessed)."""
+
+TOGETHER = 1 << 19
+"""Numbers that are laid out at once: 2 MiB of float32, so that what stands between fits a processor's second cache or
+nearly so."""
 
 _TOP = np.float32(32767)
 
@@ -53,17 +58,23 @@ def narrow(
                 halves[n, k] = kept(x[n, k], halves)
     else:
         codes = words.view(np.int16)
+        largest = np.zeros(1, np.int32)
+        as_float = largest.view(np.float32)
         for n in range(N):
             for block in range(scale.shape[1]):
                 a, e = block * size, min(K, block * size + size)
-                top, fault = np.float32(1e-30), np.float32(0)
-                for k in range(a, e):
-                    top = max(top, abs(x[n, k]))
-                    fault += x[n, k] * np.float32(0)  # NaN where a number of x is NaN or infinite
+                here, here_bits, there = x[n, a:e], bits[n, a:e], codes[n, a:e]  # counted from 0, loops become SIMD
+                fault, size_bits = np.float32(0), np.int32(0)
+                for k in range(e - a):
+                    # Sizes of numbers are in the order of their bits, and integers are compared 16 at a time.
+                    size_bits = max(size_bits, here_bits[k] & np.int32(0x7FFFFFFF))
+                    fault += here[k] * np.float32(0)  # NaN where a number of x is NaN or infinite
+                largest[0] = size_bits
+                top = max(as_float[0], np.float32(1e-30))
                 total, back = np.int32(0), _TOP / top
-                for k in range(a, e):
-                    code = np.int32(np.rint(x[n, k] * back))
-                    codes[n, k] = np.int16(code)
+                for k in range(e - a):
+                    code = np.int32(np.rint(here[k] * back))
+                    there[k] = np.int16(code)
                     total += code
                 scale[n, block, 0] = top / _TOP + fault
                 scale[n, block, 1] = np.float32(total) * scale[n, block, 0]
@@ -112,6 +123,10 @@ def multiply(
             bias_here = bias[panel * PANEL : (panel + 1) * PANEL]
             for t in range(tiles):
                 a, e = begin + rows * t // tiles, begin + rows * (t + 1) // tiles
+                if panel + 1 < last and tiles > 1:
+                    # The next panel comes nearer meanwhile: 190 to 215 GFLOP/s (128 rows, 768 by 2,304, bfloat16; measured).
+                    for line in range(panel_bytes * t // tiles, panel_bytes * (t + 1) // tiles, LINE):
+                        fetch_near(w, (panel + 1) * panel_bytes + line)
                 for block in range(blocks):
                     at = panel * panel_bytes + block * per * step
                     pair = (panel * blocks + block) * 2 * PANEL
@@ -157,12 +172,9 @@ class _Memory:
 _memory = _Memory()
 
 
-def _aligned(content: Tensor) -> np.ndarray:
-    """The bytes of a tensor, for reading fast."""
-    content = content.contiguous().reshape(-1).view(torch.uint8)
-    found = _memory.take(len(content))
-    found[:] = content.numpy()
-    return found
+def _paneled(weight: Tensor, together: int) -> Tensor:
+    """Rows (O, K) -> (panels, K / together, 48, together)."""
+    return weight.view(len(weight) // PANEL, PANEL, -1, together).transpose(1, 2)
 
 
 def kind_of(precision: str, inputs: int) -> int | None:
@@ -174,42 +186,68 @@ def kind_of(precision: str, inputs: int) -> int | None:
 class Panels:
     """A matrix (out, in) in panels. Calling it multiplies rows (N, in) -> (N, out), float32 in and out."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kind: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, kind: int, gain: Tensor | None = None) -> None:
+        """`gain` (in,) is multiplied into the columns. Rows are laid out a few panels at a time, and their pages of a
+        weight file given back: beside the panels there is never a second copy of the matrix."""
         self.outputs, self.inputs = weight.shape
         self.kind = kind
         self.panels = -(-self.outputs // PANEL)
-        weight = F.pad(weight.detach().float(), (0, 0, 0, -self.outputs % PANEL))
-        scale, offset = torch.ones(len(weight)), torch.zeros(len(weight))
-        if bias is not None:
-            offset[: self.outputs] = bias.detach().float()
-        pairs = torch.zeros(0, dtype=torch.int16)
         self.blocks, self.block = 1, self.inputs
-        if kind == FLOAT32:
-            laid = self._paneled(weight, 1)
-        elif kind == BFLOAT16:
+        if kind == BFLOAT16:
             self.block += self.inputs % 2
-            laid = self._paneled(F.pad(weight.bfloat16(), (0, self.inputs % 2)), 2)
         elif kind == INT8:
-            codes, scale = round_int8(weight)
             self.blocks = -(-self.inputs // BLOCK)
             # Blocks are equally long: the kernel's steps are the same for all.
             self.block = -(-self.inputs // (2 * self.blocks)) * 2
-            laid = self._paneled(F.pad(codes, (0, self.blocks * self.block - self.inputs)), 2)
-        else:
+        elif kind == INT4:
             self.block = group_size(self.inputs)
             self.blocks = self.inputs // self.block
-            codes, step, low = round_int4(weight, self.block)
-            both = torch.stack((step, low)).view(2, self.panels, PANEL, self.blocks).permute(1, 3, 0, 2)
-            pairs = both.contiguous().bfloat16().view(torch.int16).reshape(-1)
-            eight = codes.view(self.panels, PANEL, -1, 8).int()
-            places = torch.tensor([4 * (i // 2) + 16 * (i % 2) for i in range(8)], dtype=torch.int32)
-            laid = (eight << places).sum(-1, dtype=torch.int32).transpose(1, 2)
-        self.weights = _aligned(laid)
-        arrays = (scale.float().numpy(), offset.numpy(), pairs.numpy())
+        bits = {FLOAT32: 32, BFLOAT16: 16, INT8: 8, INT4: 4}[kind]
+        self.weights = _memory.take(self.panels * PANEL * self.block * self.blocks * bits // 8)
+        laid = torch.from_numpy(self.weights).view(self.panels, -1)
+        # What stays is made before what comes and goes: pieces of both in turn would leave C's heap in holes.
+        scale, offset = torch.ones(self.panels * PANEL), torch.zeros(self.panels * PANEL)
+        pairs = torch.empty(
+            (self.panels, self.blocks * 2 * PANEL) if kind == INT4 else (self.panels, 0), dtype=torch.int16
+        )
+        step = max(1, TOGETHER // self.inputs // PANEL)
+        for panel in range(0, self.panels, step):
+            here = slice(panel, panel + step)
+            part = weight[panel * PANEL : (panel + step) * PANEL].detach()
+            self._lay(part, gain, laid[here], scale.view(-1, PANEL)[here], pairs[here])
+            give_back(part)
+        if bias is not None:
+            offset[: self.outputs] = bias.detach().float()
+        arrays = (scale.numpy(), offset.numpy(), pairs.view(-1).numpy())
         self.packed: Packed = (kind, self.outputs, self.block, self.blocks, self.weights, *arrays)
 
-    def _paneled(self, weight: Tensor, together: int) -> Tensor:
-        return weight.view(self.panels, PANEL, -1, together).transpose(1, 2)
+    def _lay(self, weight: Tensor, gain: Tensor | None, out: Tensor, scale: Tensor, pairs: Tensor) -> None:
+        """Rows into their panels, `out` (panels, bytes), with the scale of each output (panels, 48) and int4's pairs."""
+        if self.kind == FLOAT32:
+            whole = len(weight) // PANEL
+            laid = out.view(torch.float32).view(len(out), self.inputs, PANEL)
+            laid[:whole] = weight[: whole * PANEL].reshape(whole, PANEL, self.inputs).transpose(1, 2)
+            for rest in laid[whole:]:
+                rest.zero_()[:, : len(weight) - whole * PANEL] = weight[whole * PANEL :].T
+            if gain is not None:
+                laid *= gain[:, None]
+            return
+        weight = F.pad(weight.float() if gain is None else weight.float() * gain, (0, 0, 0, -len(weight) % PANEL))
+        padding = (0, self.blocks * self.block - self.inputs)
+        if self.kind == BFLOAT16:
+            found = _paneled(F.pad(weight.bfloat16(), padding), 2)
+        elif self.kind == INT8:
+            codes, scale_O = round_int8(weight)
+            scale.view(-1)[:] = scale_O
+            found = _paneled(F.pad(codes, padding), 2)
+        else:
+            codes, step, low = round_int4(weight, self.block)
+            both = torch.stack((step, low)).view(2, -1, PANEL, self.blocks).permute(1, 3, 0, 2)
+            pairs[:] = both.reshape(len(out), -1).bfloat16().view(torch.int16)
+            eight = codes.view(len(out), PANEL, -1, 8).int()
+            places = torch.tensor([4 * (i // 2) + 16 * (i % 2) for i in range(8)], dtype=torch.int32)
+            found = (eight << places).sum(-1, dtype=torch.int32).transpose(1, 2)
+        out[:] = found.reshape(len(out), -1).view(torch.uint8)
 
     @property
     def bytes(self) -> int:

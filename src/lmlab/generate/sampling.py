@@ -65,7 +65,11 @@ class Sampling:
     """A prompt that leaves no room for an answer is refused; or cut at its beginning (left) or end (right), to what
     leaves `max_new_tokens` free, or to one token."""
     decoder_start_ids: tuple[int, ...] | None = None
-    """What the decoder of an encoder-decoder begins with; None means the engine's `decoder_start_id`."""
+    """What the decoder of an encoder-decoder, or the filling of a blank (glm-2d), begins with; None means the engine's
+    `decoder_start_id`."""
+    blank: int | None = None
+    """Of a model with position glm-2d: the place of the mask in the prompt that the answer fills; None means the one mask
+    that the prompt has, or one that is put behind it."""
 
     def __post_init__(self) -> None:
         """Raises Refused naming the setting."""

@@ -22,8 +22,10 @@ from lmlab.errors import Failed, Refused
 from lmlab.generate.attend import CHUNK
 from lmlab.generate.cache import Cache
 from lmlab.generate.decoders import AnyDecoder
+from lmlab.generate.infill import Blank, Blanks
+from lmlab.generate.prefixes import shareable
 
-PASS_TOKENS = 2048
+PASS_TOKENS = 512
 """Tokens in one pass (guessed, see batching.PREFILL_TOKENS)."""
 
 CONTINUATION_TOKENS = 1024
@@ -54,9 +56,9 @@ class _Sequence:
     """(start, end) of each continuation; empty where plain causal attention is right."""
     context: int = 0
     source: tuple[int, ...] | None = None
-    """What the encoder reads, where there is one."""
-    prefix: bool = False
-    """The context is read in both directions."""
+    """What the encoder reads, where there is one; of glm-2d the blank."""
+    prefix: int = 0
+    """So many first tokens are read in both directions."""
 
     def mask(self, device: torch.device) -> Tensor | None:
         """(T, T), True where a token sees another; None for causal."""
@@ -68,7 +70,7 @@ class _Sequence:
         for start, end in ((0, C), *self.blocks):
             seen[start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool, device=device).tril()
         if self.prefix:
-            seen[:C, :C] = True
+            seen[: self.prefix, : self.prefix] = True
         return seen
 
 
@@ -78,14 +80,16 @@ def score_pairs(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     start_id: int | None,
     decoder_start_id: int | None = None,
+    blanks: Blanks | None = None,
 ) -> list[Scored]:
     """Score each (context, continuation). An empty context is `start_id` (the end of a document: what a document
-    follows). Of an encoder-decoder the context goes to the encoder, and the continuation follows `decoder_start_id`.
+    follows). Of an encoder-decoder the context goes to the encoder, and the continuation follows `decoder_start_id`. With
+    glm-2d it fills the blank of its context, as `blanks` says.
 
     Raises Refused where a pair is longer than the model's context, Failed where logits are not numbers.
     """
     sums, greedy = [0.0] * len(pairs), [True] * len(pairs)
-    for owner, logprob, is_top in _predictions(decoder, _trees(decoder, pairs, start_id, decoder_start_id)):
+    for owner, logprob, is_top in _predictions(decoder, _trees(decoder, pairs, start_id, decoder_start_id, blanks)):
         if math.isnan(logprob):
             raise Failed(f"pair {owner}: the logits of its continuation are not numbers (NaN or infinite)")
         sums[owner] += logprob
@@ -196,17 +200,22 @@ def _trees(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     start_id: int | None,
     decoder_start_id: int | None,
+    blanks: Blanks | None,
 ) -> Iterator[_Sequence]:
     if decoder.config.has_encoder and decoder_start_id is None:
         raise Refused("score: an encoder-decoder needs decoder_start_id, the token that its answers begin after")
     begin = (decoder_start_id or 0,) if decoder.config.has_encoder else None
     limit, vocabulary = decoder.config.context_length, decoder.config.vocab_size
     groups: dict[tuple[int, ...], list[int]] = {}
+    opened: dict[tuple[int, ...], Blank] = {}
     for owner, (context, continuation) in enumerate(pairs):
         if not context and start_id is None:
             raise Refused(f"pair {owner}: its context is empty and the engine knows no end-of-document token to use")
         given = tuple(context) or (start_id or 0,)
         check_ids(f"pair {owner}", [*given, *continuation], vocabulary)
+        if blanks is not None:
+            given, blank = blanks.opened(f"pair {owner}", given)
+            opened[given] = blank
         before = given if begin is None else begin
         if max(len(given), len(before) + len(continuation) - 1) > limit:
             raise Refused(
@@ -217,15 +226,18 @@ def _trees(
             groups.setdefault(given, []).append(owner)
     for given, owners in groups.items():
         continuations = [(owner, list(pairs[owner][1])) for owner in owners]
-        source = None if begin is None else given
-        yield from _tree(begin or given, continuations, source, decoder.config.architecture == "prefix-decoder")
+        source, prefix = None if begin is None else given, 0
+        if decoder.config.architecture == "prefix-decoder":
+            source = opened.get(given)
+            prefix = len(given) if source is None else source.source
+        yield from _tree(begin or given, continuations, source, prefix)
 
 
 def _tree(
     context: tuple[int, ...],
     continuations: list[tuple[int, list[int]]],
     source: tuple[int, ...] | None,
-    prefix: bool,
+    prefix: int,
 ) -> Iterator[_Sequence]:
     sequence: _Sequence | None = None
     C = len(context)
@@ -259,7 +271,7 @@ def _predictions(decoder: AnyDecoder, sequences: Iterable[_Sequence]) -> Iterato
     sequences of a group all read; groups come sorted, so that the row is kept as far as the next begins alike.
     """
     every = list(sequences)
-    starts = _shared_beginnings(every) if decoder.config.architecture == "causal-decoder" else [0] * len(every)
+    starts = _shared_beginnings(every) if shareable(decoder.config) else [0] * len(every)
     beginnings = [tuple(each.tokens[:start]) for each, start in zip(every, starts)]
     order = sorted(zip(beginnings, every), key=lambda pair: (pair[0], bool(pair[1].blocks), len(pair[1].tokens)))
     cache = Cache(decoder.config, 1, decoder.config.context_length, decoder.device) if any(starts) else None

@@ -120,7 +120,7 @@ class _Answer:
         """What is drawn from after an answer's `ids`."""
         sampling = self.request.sampling
         if sampling.penalised:
-            logits_V = penalise(logits_V, sampling, self.request.source or self.request.prompt, ids)
+            logits_V = penalise(logits_V, sampling, self.request.said, ids)
         return distribution(logits_V, sampling)
 
     def accept(self, token: int, logits_V: Tensor) -> None:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.generate.kernels import unit_rows
+from lmlab.generate.mapped import give_back
 from lmlab.generate.products import Panels, kind_of
 from lmlab.generate.quantise import Quantised
 from lmlab.model.feed_forward import FeedForward
@@ -41,13 +42,17 @@ LONGEST_ALONE = 1024
 
 
 class Linear:
-    """x W^T + b (+ a residual, which may be changed) of rows (N, in) -> (N, out), float32 in and out."""
+    """x W^T + b (+ a residual, which may be changed) of rows (N, in) -> (N, out), float32 in and out.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision) -> None:
+    `gain` (in,) is multiplied into the columns of W.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, precision: Precision, gain: Tensor | None = None) -> None:
         kind = kind_of(precision, weight.shape[1]) if weight.device.type == "cpu" else None
-        self.panels = None if kind is None else Panels(weight, bias, kind)
+        self.panels = None if kind is None else Panels(weight, bias, kind, gain)
         if self.panels is not None:
             return
+        weight = weight if gain is None else weight * gain
         self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self.bias = None if bias is None else bias.to(self.dtype)
         self.narrow = precision != "float32"
@@ -60,6 +65,7 @@ class Linear:
         self.packed = weight.device.type == "cpu" and _can_pack(self.dtype)
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
+            give_back(weight)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.panels is not None:
@@ -132,10 +138,6 @@ class Norm:
         )
         return self.is_rms, np.float32(self.eps), weight, bias
 
-    def fold(self, weight: Tensor) -> Tensor:
-        """The matrix (out, in) after this norm, with the gain in its columns."""
-        return weight if self.gain is None else weight * self.gain
-
 
 def scale_to_unit(x: Tensor, width: int, eps: Tensor) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last dimension, in four operations."""
@@ -182,7 +184,7 @@ def lay_out(block: Block, precision: Precision, rotated: bool) -> Layer:
         if qk_gain is not None:
             qk_gain = qk_gain[:, pair_order(1, attention.head_dim)]
     up = [(part.weight.detach(), _bias(part)) for part in (feed_forward.gate, feed_forward.up) if part is not None]
-    return Layer(
+    layer = Layer(
         before,
         _joined([q, k, v], before, precision),
         None if qk_gain is None else qk_gain.contiguous(),
@@ -193,12 +195,15 @@ def lay_out(block: Block, precision: Precision, rotated: bool) -> Layer:
         feed_forward.gate is not None,
         Linear(feed_forward.down.weight.detach(), _bias(feed_forward.down), precision),
     )
+    for weight in block.parameters():
+        give_back(weight)
+    return layer
 
 
 def head_of(model: Transformer, norm: Norm, precision: Precision) -> Linear:
     """The output head after the final norm."""
     weight = model.embedding.weight if model.head is None else model.head.weight
-    return Linear(norm.fold(weight.detach()), None, head_precision(precision))
+    return Linear(weight.detach(), None, head_precision(precision), norm.gain)
 
 
 def head_precision(precision: Precision) -> Precision:
@@ -221,4 +226,5 @@ def _rows(part: Part, order: Tensor) -> Part:
 
 def _joined(parts: list[Part], norm: Norm, precision: Precision) -> Linear:
     biases = [bias for _, bias in parts if bias is not None]
-    return Linear(norm.fold(torch.cat([w for w, _ in parts])), torch.cat(biases) if biases else None, precision)
+    whole = torch.cat([weight for weight, _ in parts])
+    return Linear(whole, torch.cat(biases) if biases else None, precision, norm.gain)

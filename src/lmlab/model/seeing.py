@@ -151,3 +151,16 @@ class Buckets:
 
     def dense(self, distance_BTS: Tensor) -> Tensor:
         return self.table_NH[self._bucket(distance_BTS)].permute(0, 3, 1, 2).to(wide_type(self.table_NH))
+
+
+def with_padding(
+    positions: Tensor | None, segments: Tensor | None, padding: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Padding as a segment of its own and out of the count of positions; and which of all tokens are real, (N,)."""
+    if padding is None:
+        return positions, segments, None
+    real = ~padding.bool()
+    if positions is None:
+        positions = (real.long().cumsum(1) - 1).clamp_min(0)
+    segments = torch.zeros_like(real, dtype=torch.long) if segments is None else segments
+    return positions, torch.where(real, segments, PADDING), real.flatten()

@@ -28,9 +28,6 @@ class Marks:
     end: int
 
 
-MARKS = ("[MASK]", "[sMASK]", "[gMASK]", "<|startofpiece|>", "<|endofpiece|>")
-
-
 @dataclass(frozen=True)
 class BlankTask:
     """Spans, sentences or the end of a text blanked, as the shares of the config say."""

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lmlab.generate import infill
 from lmlab.model.settings import Architecture
-from lmlab.objective import blanks, middle
+from lmlab.objective import middle
 from lmlab.objective.blanks import BlankTask, Marks
 from lmlab.objective.denoising import DenoisingTask
 from lmlab.objective.example import Task, largest_text
@@ -113,7 +114,7 @@ def _denoising(config: Denoising, vocabulary: Vocabulary) -> Task:
 
 
 def _blanks(config: BlankInfilling, vocabulary: Vocabulary) -> Task:
-    return BlankTask(config, Marks(*(vocabulary.token_id(mark) for mark in blanks.MARKS)), _stops(vocabulary))
+    return BlankTask(config, Marks(*(vocabulary.token_id(mark) for mark in infill.MARKS)), _stops(vocabulary))
 
 
 def _middle(config: FillInTheMiddle, vocabulary: Vocabulary) -> Task:
@@ -135,7 +136,7 @@ _TASKS: dict[type, Callable[[Any, Vocabulary], Task]] = {
 }
 
 
-_MARKS: dict[type, tuple[str, ...]] = {BlankInfilling: blanks.MARKS, FillInTheMiddle: middle.MARKS, Denoising: (MASK,)}
+_MARKS: dict[type, tuple[str, ...]] = {BlankInfilling: infill.MARKS, FillInTheMiddle: middle.MARKS, Denoising: (MASK,)}
 
 
 class _Stub:
@@ -162,6 +163,11 @@ class _Stub:
 def window(config: ObjectiveConfig, architecture: Architecture, context: int) -> int:
     """Tokens of text that a row of training is made of. Raises ValueError where a context is too short for any."""
     return largest_text(make_task(config, _Stub()), context, architecture == "encoder-decoder")
+
+
+def lengths(config: ObjectiveConfig, architecture: Architecture, context: int) -> tuple[float, float]:
+    """Mean tokens of source and target that a row of training comes to, before there is a tokenizer."""
+    return make_task(config, _Stub()).lengths(window(config, architecture, context))
 
 
 def needs(config: ObjectiveConfig, architecture: Architecture, context: int) -> tuple[int, tuple[str, ...]]:

@@ -100,7 +100,7 @@ class Live:
         self._last = step
         if not self.ranks.agree(float(self._due(step))):
             return
-        weights = gathered(self.network) if self.ranks.several else None
+        weights = gathered(self.network, self.ranks) if self.ranks.several else None
         if not self.ranks.leads:
             return
         begun = time.monotonic()

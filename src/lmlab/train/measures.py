@@ -13,9 +13,9 @@ from lmlab.model.wide import wide
 from lmlab.train.parallel.layout import Layout
 from lmlab.train.sharded import local, whole
 
-TENSOR_HAS_NO_NOISE = (
-    "noise_scale_every goes with data parallelism, and not with parallel.tensor: gradients of its ranks are complete only at "
-    "the end of a step"
+NO_NOISE = (
+    "noise_scale_every goes with data parallelism, and not with parallel.tensor or parallel.pipeline: gradients of their ranks "
+    "are complete only at the end of a step"
 )
 
 
@@ -44,10 +44,10 @@ class NoiseScale:
 
     def __init__(self, parameters: Sequence[Tensor], layout: Layout | None = None, keep: float = 0.9) -> None:
         """`layout`: ranks that have their part of every micro-batch; the gradients are then the whole micro-batch's. Not
-        with tensor parallelism, which completes gradients only at the end of a step. Raises ValueError there."""
+        with tensor or pipeline parallelism, which complete gradients only at the end of a step. Raises ValueError there."""
         self.parameters, self.layout, self.keep = parameters, layout or Layout(), keep
-        if self.layout.tensor > 1:
-            raise ValueError(TENSOR_HAS_NO_NOISE)
+        if self.layout.tensor > 1 or self.layout.pipeline > 1:
+            raise ValueError(NO_NOISE)
         self._before: list[Tensor] = []
         self._squares: list[float] = []
         self.trace = self.square = 0.0

@@ -13,6 +13,7 @@ import numpy as np
 
 from lmlab.corpus.baselines import Baseline
 from lmlab.corpus.baselines import measure as measure_baselines
+from lmlab.corpus.engine import cores
 from lmlab.corpus.shards import Shards, write_shards
 from lmlab.corpus.store import documents
 from lmlab.errors import Failed, Refused
@@ -70,10 +71,11 @@ def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> Texts:
             write_shards(
                 folder,
                 ((row["id"], row["source"], row["text"]) for row in documents(corpus, split)),
-                tokenizer.encode_many,
+                tokenizer.encode_arrays,
                 end_of_text=tokenizer.eos_id,
                 vocabulary=tokenizer.vocab_size,
                 tokenizer=tokenizer.fingerprint,
+                threads=cores(),
             )
 
     context.first(write)
@@ -159,6 +161,8 @@ def run(context: Context) -> Mapping[str, Any]:
         checkpoint_seconds=config.checkpoint_seconds,
         checkpoint_steps=config.checkpoint_steps,
         keep=config.keep,
+        keep_best=config.keep_best,
+        keep_every=config.keep_every,
         log_to=config.log_to,
     )
     batches = Batches(plan["rows"], plan["length"], config.batch_ramp)
@@ -267,7 +271,7 @@ def _whole(model: Transformer, shape: ModelConfig, ranks: Ranks) -> Transformer 
     """Of several ranks the first gets the whole model, on the CPU, and the others nothing. All must call it."""
     if not ranks.several:
         return model
-    weights = gathered(model)
+    weights = gathered(model, ranks)
     if not ranks.leads:
         return None
     whole = Transformer(shape).eval()
@@ -291,10 +295,7 @@ def _baselines(context: Context, corpus: Path) -> dict[str, Baseline]:
 def continuations(
     model: Transformer, tokenizer: Tokenizer, prompts: tuple[str, ...], task: Task, layout: Layout
 ) -> list[dict[str, str]]:
-    """What the model writes after each beginning, asked as it was trained, at temperature 0.7 with fixed seeds. Nothing with
-    position glm-2d, which the engine does not know."""
-    if layout.blocks:
-        return []
+    """What the model writes after each beginning, asked as it was trained, at temperature 0.7 with fixed seeds."""
     engine = Engine(model, tokenizer)
     room = min(64, model.config.context_length // 2)
     asked, sampling = [], []
@@ -303,10 +304,11 @@ def continuations(
         example = task.continuation(beginning, beginning[:0])
         lead = example.target if example.inputs is None else example.inputs
         source, begun = example.source.tolist(), lead.tolist()
-        asked.append(source if layout.has_encoder else source + begun)
+        asked.append(source if layout.has_encoder or layout.blocks else source + begun)
         own = (layout.start_id,) if example.inputs is None else ()
-        starts = (*own, *begun) if layout.has_encoder else None
-        sampling.append(Sampling(max_new_tokens=room, temperature=0.7, seed=index, decoder_start_ids=starts))
+        starts = (*own, *begun) if layout.has_encoder or layout.blocks else None
+        blank = len(source) - 1 if layout.blocks else None
+        sampling.append(Sampling(room, temperature=0.7, seed=index, decoder_start_ids=starts, blank=blank))
     return [{"prompt": p, "text": c.text} for p, c in zip(prompts, engine.generate(asked, sampling), strict=True)]
 
 

@@ -14,9 +14,10 @@ from lmlab.objective.build import problems
 from lmlab.objective.settings import CausalLM, ObjectiveConfig
 from lmlab.trackers import LogTo
 from lmlab.train.live import LiveConfig
-from lmlab.train.measures import TENSOR_HAS_NO_NOISE
+from lmlab.train.measures import NO_NOISE
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel import ParallelConfig
+from lmlab.train.parallel.schedules import bubble_share
 from lmlab.train.plan import Shape
 from lmlab.train.published import PUBLISHED
 from lmlab.train.ramp import RampConfig
@@ -45,7 +46,7 @@ class PretrainSchedule(ScheduleConfig):
 class PretrainConfig(Config):
     """Settings of pretraining. With `minutes` the shape, steps and precision are sized to this machine."""
 
-    apart: ClassVar[frozenset[str]] = frozenset({"parallel", "live", "log_to"})
+    apart: ClassVar[frozenset[str]] = frozenset({"parallel", "live", "log_to", "keep_best", "keep_every"})
 
     published: str | None = None
     """The optimisation settings of a published model, where the recipe is silent: gpt3-175b, palm-540b, llama-7b, glm-130b and
@@ -92,6 +93,9 @@ class PretrainConfig(Config):
     checkpoint_seconds: float = Field(default=60, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     keep: int = Field(default=2, ge=1)
+    """Checkpoints kept, the newest; also the best so many, by training loss, and for good every so many steps."""
+    keep_best: int = Field(default=1, ge=0)
+    keep_every: int | None = Field(default=None, ge=1)
     parallel: ParallelConfig = ParallelConfig()
     """How several processes (torchrun) share the work."""
     live: LiveConfig = LiveConfig()
@@ -134,8 +138,18 @@ class PretrainConfig(Config):
             raise ValueError(
                 "noise_scale_every needs micro_batches of at least 2: the noise is told from their differences"
             )
-        if self.noise_scale_every and self.parallel.tensor > 1:
-            raise ValueError(TENSOR_HAS_NO_NOISE)
+        if self.noise_scale_every and max(self.parallel.tensor, self.parallel.pipeline) > 1:
+            raise ValueError(NO_NOISE)
+        return self
+
+    @model_validator(mode="after")
+    def _pipeline_is_filled(self) -> PretrainConfig:
+        if self.micro_batches < self.parallel.pipeline:
+            raise ValueError(
+                f"parallel.pipeline {self.parallel.pipeline} needs micro_batches of at least as many, better four times (the "
+                f"stages wait for {bubble_share(self.parallel.pipeline, 4 * self.parallel.pipeline):.0%} of the time then); "
+                f"found {self.micro_batches}"
+            )
         return self
 
     @model_validator(mode="after")

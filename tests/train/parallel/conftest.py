@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.fsdp
+import torch.distributed.pipelining
 import torch.distributed.tensor  # imported before the fork: a child that imports takes seconds
 
 from lmlab.train.parallel import World

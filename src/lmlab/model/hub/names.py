@@ -11,7 +11,7 @@ import torch
 from lmlab.model.config import ModelConfig
 from lmlab.model.hub import fused
 from lmlab.model.hub.family import Weights
-from lmlab.model.transformer import Transformer
+from lmlab.model.transformer import without_storage
 
 Table = dict[str, str]
 """Our module, or whole parameter name -> the file's, both with `{}` for the numbers: blocks.{}.attention.q ->
@@ -22,8 +22,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 def empty_state(config: ModelConfig) -> Weights:
     """A model's state dict, of shapes without storage."""
-    with torch.device("meta"):
-        return Transformer(config).state_dict()
+    return without_storage(config).state_dict()
 
 
 def name_to_hub(name: str, table: Table) -> str:

@@ -12,6 +12,7 @@ from lmlab.model.block import Block
 from lmlab.model.moe import MoE
 from lmlab.model.transformer import Transformer
 from lmlab.train.parallel.layout import Layout
+from lmlab.train.parallel.stages import keep
 from lmlab.train.parallel.tensor import cut_network
 
 
@@ -21,6 +22,8 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False) -> n
     if not layout.several:
         _recompute(network, layout.config.recompute)
         return network
+    if layout.pipeline > 1:
+        keep(network, layout)
     network.to(layout.world.device)
     for module in network.modules():
         if isinstance(module, MoE):

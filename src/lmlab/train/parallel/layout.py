@@ -6,7 +6,9 @@ the sum, and gradients are added up. So a layout cannot change what is learnt, o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 
 from lmlab.config import Config
 from lmlab.model.config import ModelConfig
+from lmlab.train.parallel.exchange import told, union
+from lmlab.train.parallel.schedules import Schedule
 from lmlab.train.parallel.world import World
 from lmlab.train.sharded import local
 
@@ -24,6 +28,13 @@ Name = TypeVar("Name", str, tuple[str, str])
 
 class ParallelConfig(Config):
     """How several processes share the work. The product of the degrees is the number of processes."""
+
+    pipeline: int = Field(default=1, ge=1)
+    """Processes that each have some of the blocks; the micro-batches of a step pass through them one behind another."""
+    schedule: Schedule = "1f1b"
+    """With `pipeline`: the order in which a rank works on micro-batches (schedules.py)."""
+    stages_per_rank: int | None = Field(default=None, ge=1)
+    """Stages of the pipeline on each rank: with `interleaved-1f1b` 2 (null) or more, else 1."""
 
     data: int | None = Field(default=None, ge=1)
     """Groups of processes that each take their rows of every batch. null: what the other degrees leave."""
@@ -39,17 +50,28 @@ class ParallelConfig(Config):
     """What a block computes again in the backward pass instead of keeping it: all of it (1604.06174; a third more FLOPs), or
     its attention alone (2205.05198). Also with one process."""
 
+    @property
+    def stages(self) -> int:
+        """Stages of the whole pipeline."""
+        each = self.stages_per_rank or (2 if self.schedule == "interleaved-1f1b" else 1)
+        return self.pipeline * each if self.pipeline > 1 else 1
+
 
 def misfits(config: ParallelConfig, ranks: int, shape: ModelConfig | None = None) -> Iterator[str]:
     """Why so many processes cannot be laid out so."""
-    needed = (config.data or 1) * config.tensor
+    needed = config.pipeline * (config.data or 1) * config.tensor
     if (needed != ranks) if config.data is not None else ranks % needed:
         named = f"data {config.data or '(the rest)'} x tensor {config.tensor}"
+        named = named if config.pipeline == 1 else f"pipeline {config.pipeline} x {named}"
         yield f"parallel: {named} makes {needed} processes, but {ranks} run (torchrun --nproc-per-node)"
     if shape is not None and config.tensor > 1:
         from lmlab.train.parallel.tensor import tensor_misfits
 
         yield from tensor_misfits(shape, config.tensor, config.sequence)
+    if config.pipeline > 1:
+        from lmlab.train.parallel.stages import pipeline_misfits
+
+        yield from pipeline_misfits(config, shape)
 
 
 class Layout:
@@ -63,14 +85,18 @@ class Layout:
         self.config, self.world = config or ParallelConfig(), world or World()
         for problem in misfits(self.config, self.world.size, shape):
             raise ValueError(problem)
-        self.tensor = self.config.tensor
-        self.data = self.config.data or self.world.size // self.tensor
+        self.tensor, self.pipeline = self.config.tensor, self.config.pipeline
+        self.data = self.config.data or self.world.size // self.tensor // self.pipeline
         self.partial: set[str] = set()
+        self.elsewhere: set[str] = set()
+        """Names of the network that this rank of a pipeline has not."""
+        self.copies: dict[str, Copies] = {}
+        """Parameters that several ranks of a pipeline have, by name."""
         self.mesh: Any = None
         if self.several:
             from torch.distributed.device_mesh import init_device_mesh
 
-            degrees = {"data": self.data, "tensor": self.tensor}
+            degrees = {"pipeline": self.pipeline, "data": self.data, "tensor": self.tensor}
             self.mesh = init_device_mesh(self.world.device.type, tuple(degrees.values()), mesh_dim_names=tuple(degrees))
         self._owners: dict[str, int] = {}
 
@@ -89,14 +115,24 @@ class Layout:
         return (self.mesh.get_local_rank("data"), self.data) if self.several else (0, 1)
 
     @property
+    def place(self) -> int:
+        """This rank's place in the pipeline."""
+        return self.mesh.get_local_rank("pipeline") if self.several else 0
+
+    @property
+    def stream(self) -> int:
+        """Alike on ranks that must draw the same random numbers."""
+        return self.place * self.data + self.share[0]
+
+    @property
     def sharded(self) -> bool:
         """Whether weights lie in parts (fully_shard)."""
         return self.several and self.config.zero >= 2
 
     # --- sums and agreements -----------------------------------------------------------------------------------------
 
-    def _group(self) -> Any:
-        return self.mesh.get_group("data")
+    def _group(self, name: str = "data") -> Any:
+        return self.mesh.get_group(name)
 
     def total(self, count: Tensor) -> Tensor:
         """A count of this rank's part of a micro-batch, summed over those who share it. Not differentiable."""
@@ -124,6 +160,25 @@ class Layout:
         dist.broadcast(told, 0)
         return float(told)
 
+    def norm(self, norm: float) -> float:
+        """Of this rank's blocks' gradients -> the whole network's, the same number on all ranks."""
+        if self.pipeline > 1:
+            square = torch.tensor(norm, dtype=torch.float64, device=self.world.device).square()
+            dist.all_reduce(square, group=self._group("pipeline"))
+            norm = math.sqrt(float(square))
+        return self.agree(norm)
+
+    def along(self, numbers: dict[str, float]) -> dict[str, float]:
+        """What all ranks of a pipeline have, the later one's where several have a number by the same name."""
+        found = {} if self.pipeline > 1 else numbers
+        for source in range(self.pipeline) if self.pipeline > 1 else ():
+            found |= told(numbers, self._group("pipeline"), source, self.world.device)
+        return found
+
+    def from_last(self, numbers: dict[str, float] | None) -> dict[str, float]:
+        """What the last rank of a pipeline has."""
+        return told(numbers, self._group("pipeline"), self.pipeline - 1, self.world.device)
+
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank."""
         if not self.several:
@@ -147,6 +202,23 @@ class Layout:
             complete(network, self.partial, self.mesh.get_group("tensor"))
         if self.data > 1 and not self.sharded:
             _sum_gradients([p for p in network.parameters() if p.requires_grad], self._group())
+        for group in dict.fromkeys(each.group for each in self.copies.values()):
+            named = [(n, p) for n, p in network.named_parameters() if n in self.copies and p.requires_grad]
+            _sum_gradients([p for name, p in named if self.copies[name].group is group], group)
+
+    def copy(self, holders: Mapping[str, tuple[int, ...]]) -> None:
+        """Remember parameters of which several places of a pipeline, given by name, hold copies that must stay alike. Every
+        rank must call it, with the same."""
+        ranks = self.mesh.mesh.flatten(1)
+        for places in sorted(set(holders.values())):
+            group, _ = dist.new_subgroups_by_enumeration(ranks[list(places)].T.tolist())
+            if self.place in places:
+                made = Copies(group, self.place == places[0])
+                self.copies |= {name: made for name, each in holders.items() if each == places}
+
+    def counts(self, name: str) -> bool:
+        """Whether a parameter's gradient is part of this rank's norm: of copies the first is."""
+        return name not in self.copies or self.copies[name].first
 
     # --- ZeRO 1: each parameter's optimizer state lives on one rank --------------------------------------------------
 
@@ -171,27 +243,17 @@ class Layout:
             if name in self._owners:
                 dist.broadcast(local(parameter.detach()), group=self._group(), group_src=self._owners[name])
 
-    def collect(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The optimizers' named tensors of all owners. Every rank must call it."""
-        if not self._owners:
-            return state
-        import json
+    def together(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The whole network's named tensors, of those of each rank of a pipeline. Every rank must call it."""
+        return tensors if self.pipeline == 1 else union(tensors, self._group("pipeline"), self.world.device)
 
-        found: dict[str, Tensor] = {}
-        for owner in range(self.data):
-            mine = owner == self.share[0]
-            listed = [[n, list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in state.items()] if mine else []
-            text = torch.frombuffer(bytearray(json.dumps(listed).encode()), dtype=torch.uint8).to(self.world.device)
-            length = torch.tensor(len(text), device=self.world.device)
-            dist.broadcast(length, group=self._group(), group_src=owner)
-            text = text if mine else torch.empty(int(length), dtype=torch.uint8, device=self.world.device)
-            dist.broadcast(text, group=self._group(), group_src=owner)
-            for name, shape, dtype in json.loads(bytes(text.cpu().numpy())):
-                made = torch.empty(shape, dtype=getattr(torch, dtype), device=self.world.device)
-                tensor = state[name].to(self.world.device).contiguous() if mine else made
-                dist.broadcast(tensor, group=self._group(), group_src=owner)
-                found[name] = tensor
-        return found
+
+@dataclass(frozen=True)
+class Copies:
+    """Of a parameter that several ranks have: these ranks, and whether this is the first of them."""
+
+    group: Any
+    first: bool
 
 
 BUCKET_BYTES = 25 << 20

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lmlab.model.block import Block, Stack
 from lmlab.model.config import ModelConfig
 from lmlab.model.feed_forward import FeedForward
-from lmlab.model.moe import Experts, MoE
+from lmlab.model.moe import Experts, MoE, Routing
 from lmlab.model.transformer import Output, Transformer
 from lmlab.objective.cross_entropy import Vocabulary
 from lmlab.train.parallel.collectives import added, cut, joined, same
@@ -58,7 +58,8 @@ def cut_network(network: Transformer, mesh: Any, sequence: bool) -> set[str]:
         if stack is None:
             continue
         for block in stack.blocks:
-            _cut_block(block, mesh, sequence)  # type: ignore[arg-type]
+            if isinstance(block, Block):  # else it is another rank's
+                _cut_block(block, mesh, sequence)
         if stack.config.position == "alibi":
             stack.slopes = stack.slopes.chunk(ranks)[mesh.get_local_rank()]
         if sequence:
@@ -160,7 +161,8 @@ def _cut_vocabulary(network: Transformer, mesh: Any) -> None:
     from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
 
     group, rows = mesh.get_group(), network.config.vocab_size // mesh.size()
-    parallelize_module(network.embedding, mesh, RowwiseParallel(input_layouts=Replicate()))
+    if network.embedding is not None:
+        parallelize_module(network.embedding, mesh, RowwiseParallel(input_layouts=Replicate()))
     if network.head is not None:
         _distribute(network.head, "weight", mesh, 0)
     _distribute(network, "head_bias", mesh, 0)
@@ -175,13 +177,16 @@ def _cut_vocabulary(network: Transformer, mesh: Any) -> None:
 
     part = Vocabulary(mesh.get_local_rank() * rows, over(dist.ReduceOp.MAX), over(dist.ReduceOp.SUM))
 
-    def localise(_: nn.Module, given: Any, output: Output) -> Output:
+    made = network._output
+
+    def localised(x_BTD: Tensor, routing: Routing) -> Output:
+        output = made(x_BTD, routing)
         output.head_VD, output.vocabulary = output.head_VD.to_local(), part  # type: ignore[attr-defined]
         if output.head_bias_V is not None:
             output.head_bias_V = output.head_bias_V.to_local()  # type: ignore[attr-defined]
         return output
 
-    network.register_forward_hook(localise)
+    network._output = localised  # type: ignore[method-assign]
 
 
 def complete(network: nn.Module, partial: set[str], group: Any) -> None:
