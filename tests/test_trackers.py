@@ -3,6 +3,7 @@
 import json
 import logging
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,8 +65,18 @@ def history(folder: Path) -> list[dict]:
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "history":
                 items = {(i.key or ".".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
-                rows.append({key: value for key, value in items.items() if not key.startswith("_")})
+                numbers = {key: value for key, value in items.items() if not key.startswith("_")}
+                rows.append({"step": items["_step"], **numbers})
     return rows
+
+
+def flushed(folder: Path, count: int) -> list[dict]:
+    """The same, as soon as there are so many: the client's own process writes them."""
+    for _ in range(300):
+        if len(history(folder)) >= count:
+            break
+        time.sleep(0.1)
+    return history(folder)
 
 
 def test_tensorboard_has_the_numbers_and_a_resumed_run_replaces_its_own(tmp_path: Path) -> None:
@@ -93,10 +104,10 @@ def test_wandb_has_the_numbers_offline(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "state.json").write_text('{"fingerprint": "abc"}')
     rows = logged(tmp_path, ("wandb", "tensorboard"), range(3))
-    found = history(tmp_path)
+    found = flushed(tmp_path, 3)
     assert found == [{key: value for key, value in row.items() if key != "note"} for row in rows] and len(found) == 3
     logged(tmp_path, ("wandb",), range(3, 5), rewind=3)
-    assert [row["step"] for row in history(tmp_path)] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in flushed(tmp_path, 5)] == [0, 1, 2, 3, 4]
     ids = {file.stem.removeprefix("run-") for file in tmp_path.glob("wandb/offline-run-*/*.wandb")}
     assert len(ids) == 1, "a resumed stage goes on with its own run"
     assert outputs(tmp_path) == {}

@@ -62,9 +62,9 @@ class TensorBoard:
 class WandB:
     """A run of Weights & Biases, files in STAGE/wandb; a stage that is resumed goes on with its own run.
 
-    WANDB_PROJECT (default lmlab), WANDB_MODE (offline: files only) and the others of its variables count. Numbers stand over
-    `step`; its history is append-only, so that steps which a resumed run takes again stand in it twice. Raises Failed where
-    no run can be opened.
+    WANDB_PROJECT (default lmlab), WANDB_MODE (offline: files only) and the others of its variables count. Its history only
+    grows: of a step that is taken again, after a kill or a spike, it keeps what it was told first. Raises Failed where no run
+    can be opened.
     """
 
     def __init__(self, folder: Path, step: int, settings: Mapping[str, Any]) -> None:
@@ -86,10 +86,9 @@ class WandB:
                 f"log_to: wandb: no run could be opened: {type(error).__name__}: {error}; log in with `wandb login`, or set "
                 "WANDB_MODE=offline, which writes files only (`wandb sync` sends them later)"
             ) from None
-        self.run.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        self.run.log({"step": step, **values})
+        self.run.log(dict(values), step=step)
 
     def close(self) -> None:
         self.run.finish()
