@@ -58,13 +58,16 @@ def bar(title: str, total: int | None, done: int = 0) -> Iterator[Callable[..., 
 class Metrics:
     """Appends one JSON object a line to `metrics.jsonl`; after a resume, lines past the resumed step are cut off.
 
-    So the file of a run that was killed and resumed holds the steps of an uninterrupted one (times aside).
+    So the file of a run that was killed and resumed holds the steps of an uninterrupted one (times aside). While a disk is
+    full, lines wait in memory.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
         self._folder = folder
-        self._file = None
+        self._file: Any = None
+        self._waiting = bytearray()
+        self._full = False
         self._trackers: list[Any] = []
         self._names: Sequence[str] | None = None
         self._settings: Mapping[str, Any] = {}
@@ -89,19 +92,35 @@ class Metrics:
         """Write one line {step, ...values}; numbers go to the trackers too. Of several processes rank 0 writes."""
         if rank() > 0:
             return
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
-            from lmlab.trackers import open_trackers
-
-            self._trackers = open_trackers(self._names, self._folder, step, self._settings)
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        self._waiting += (json.dumps({"step": step, **values}) + "\n").encode()
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-        for tracker in self._trackers:
-            tracker.log(step, numbers)
+        try:
+            if self._file is None:
+                self._file = self.path.open("ab", buffering=0)
+                from lmlab.trackers import open_trackers
+
+                self._trackers = open_trackers(self._names, self._folder, step, self._settings)
+            self._write()
+            for tracker in self._trackers:
+                tracker.log(step, numbers)
+        except OSError as error:
+            if not self._full:
+                say(f"{self.path}: could not be written: {error.strerror}; what is logged waits in memory")
+            self._full = True
+
+    def _write(self) -> None:
+        """All that waits. Of a line that is cut by a full disk the rest follows once there is room."""
+        while self._waiting:
+            del self._waiting[: self._file.write(self._waiting)]
+        self._full = False
 
     def close(self) -> None:
         if self._file is not None:
+            try:
+                self._write()
+            except OSError as error:
+                say(f"{self.path}: could not be written: {error.strerror}; its last lines are lost")
+            self._waiting.clear()
             self._file.close()
             self._file = None
         for tracker in self._trackers:

@@ -153,6 +153,10 @@ class Context:
         """What rank 0 makes while the others wait, plain JSON values, given to all; one process just makes it."""
         return make() if self.board is None else self.board.first(make)
 
+    def shared(self) -> contextlib.AbstractContextManager[None]:
+        """Around what all ranks do: where another is gone, it is named."""
+        return contextlib.nullcontext() if self.board is None else self.board.shared()
+
     @property
     def seconds(self) -> float:
         """Seconds of work so far, all attempts together (as far as the last `tick` of an attempt that was killed)."""
@@ -261,7 +265,8 @@ class RunDirectory:
             context.board = self.board
             self.board.tell(_call(context))
         try:
-            headline = dict(spec.run(context))
+            with context.shared():
+                headline = dict(spec.run(context))
         except BaseException as error:
             context.tick()
             status = "interrupted" if isinstance(error, (KeyboardInterrupt, Stopped)) else "failed"
@@ -321,7 +326,8 @@ def follow(board: Board, kind: Callable[[str], StageKind]) -> None:
         }
         config = spec.config.model_validate(call["config"])
         made = (call["name"], call["stage"], config, inputs, out, call["seed"], Metrics(out))
-        spec.run(Context(*made, seconds_before=call["seconds"], board=board))
+        with board.shared():
+            spec.run(Context(*made, seconds_before=call["seconds"], board=board))
 
 
 def _filler(text: str) -> Path | str:

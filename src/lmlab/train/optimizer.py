@@ -17,7 +17,8 @@ from lmlab.model.transformer import Transformer
 from lmlab.train.adafactor import Adafactor
 from lmlab.train.lion import Lion
 from lmlab.train.muon import Muon
-from lmlab.train.sharded import alike, is_part, local, mesh_of, part, whole
+from lmlab.train.pieces import Saved
+from lmlab.train.sharded import alike, is_part, local, mesh_of, whole
 
 
 class OptimizerConfig(Config):
@@ -148,19 +149,21 @@ def named_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer])
     }
 
 
-def restore_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], saved: dict[str, Tensor]) -> None:
-    """Put `named_state`'s tensors back."""
+def restore_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], saved: Saved, group: str) -> None:
+    """Put `named_state`'s tensors back, as they stand in a checkpoint under `group`: of each this rank's part."""
     parameters = dict(network.named_parameters())
-    owner = {id(p): o for o in optimizers for g in o.param_groups for p in g["params"]}
-    for name, value in saved.items():
+    owner = {id(p): (o, g) for o in optimizers for g in o.param_groups for p in g["params"]}
+    for name in saved.names(group):
         parameter_name, key = name.rsplit("/", 1)
-        parameter = parameters.get(parameter_name)
+        parameter, place = parameters.get(parameter_name), f"{group}/{name}"
         if parameter is None or id(parameter) not in owner:
             continue  # another rank's
-        lies = is_part(parameter) and value.shape == parameter.shape
-        kept = part(value, parameter).clone() if lies else value
-        kept = kept if key == "step" else kept.to(parameter.device)
-        owner[id(parameter)].state[parameter][key] = alike(kept, parameter) if lies else kept
+        optimizer, settings = owner[id(parameter)]
+        lies = is_part(parameter) and saved.shape(place) == list(parameter.shape)
+        kept = saved.part(place, parameter) if lies else saved.read(place)
+        if key != "step" or settings.get("fused"):  # an optimizer that is not fused counts on the CPU
+            kept = kept.to(parameter.device)
+        optimizer.state[parameter][key] = alike(kept, parameter) if lies else kept
 
 
 def clip(

@@ -161,6 +161,8 @@ def run(context: Context) -> Mapping[str, Any]:
         checkpoint_seconds=config.checkpoint_seconds,
         checkpoint_steps=config.checkpoint_steps,
         keep=config.keep,
+        keep_best=config.keep_best,
+        keep_every=config.keep_every,
         log_to=config.log_to,
     )
     batches = Batches(plan["rows"], plan["length"], config.batch_ramp)

@@ -46,7 +46,7 @@ class PretrainSchedule(ScheduleConfig):
 class PretrainConfig(Config):
     """Settings of pretraining. With `minutes` the shape, steps and precision are sized to this machine."""
 
-    apart: ClassVar[frozenset[str]] = frozenset({"parallel", "live", "log_to"})
+    apart: ClassVar[frozenset[str]] = frozenset({"parallel", "live", "log_to", "keep_best", "keep_every"})
 
     published: str | None = None
     """The optimisation settings of a published model, where the recipe is silent: gpt3-175b, palm-540b, llama-7b, glm-130b and
@@ -93,6 +93,9 @@ class PretrainConfig(Config):
     checkpoint_seconds: float = Field(default=60, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     keep: int = Field(default=2, ge=1)
+    """Checkpoints kept, the newest; also the best so many, by training loss, and for good every so many steps."""
+    keep_best: int = Field(default=1, ge=0)
+    keep_every: int | None = Field(default=None, ge=1)
     parallel: ParallelConfig = ParallelConfig()
     """How several processes (torchrun) share the work."""
     live: LiveConfig = LiveConfig()

@@ -7,9 +7,10 @@ so that accumulation, packing and layout cannot change what is learnt.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import shutil
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from lmlab.run import Context, write_json
 from lmlab.trackers import LogTo
 from lmlab.train import checkpoint
 from lmlab.train.average import Average
+from lmlab.train.keeping import Keep
 from lmlab.train.measures import NoiseScale, layer_norms
 from lmlab.train.optimizer import OptimizerConfig, clip, make_optimizers, set_rate
 from lmlab.train.parallel.apply import parallelize
@@ -40,7 +42,7 @@ from lmlab.train.stop import Stop
 class TrainConfig(Config):
     """How to train; what to train and on what is the stage's."""
 
-    apart: ClassVar[frozenset[str]] = frozenset({"log_to"})
+    apart: ClassVar[frozenset[str]] = frozenset({"keep_best", "keep_every", "log_to"})
 
     steps: int = Field(default=100, ge=0)
     """Optimizer steps."""
@@ -68,6 +70,10 @@ class TrainConfig(Config):
     """Also every so many steps."""
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept, the newest. Spike policies that go back keep those that they may need."""
+    keep_best: int = Field(default=1, ge=0)
+    """Also the best so many: by the mean training loss of the last `spikes.window` quiet steps."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Also, for good, those of a multiple of so many steps."""
     log_to: LogTo = None
     """Where the numbers go beside metrics.jsonl: tensorboard, wandb (each an extra); null: tensorboard where installed."""
 
@@ -132,6 +138,8 @@ class _Run:
         self.metrics: dict[str, float] = {}
         self.saved = time.monotonic()
         self.hooks = _shrink_embedding_gradient(network, config.embedding_gradient)
+        keep = Keep(config.keep, config.keep_best, config.keep_every)
+        self.checkpoints = checkpoint.Checkpoints(folder, layout, keep)
 
     def through(self, on_step: Callable[[int, Mapping[str, float]], None] | None) -> dict[str, float]:
         """All steps that are left."""
@@ -143,11 +151,9 @@ class _Run:
             while step < config.steps:
                 stopping = self.layout.any(stop.asked) and self.may_save(step)
                 if step > start and (self.due(step) or stopping):
-                    self.save(step)
+                    self.save(step, wait=stopping)
                 if stopping:
-                    raise Stopped(
-                        f"{context.name}: stopped before step {step} and saved; the same command goes on from there"
-                    )
+                    raise self._stopped(step)
                 torch.manual_seed((context.seed << 32) + step + (self.layout.stream << 24))
                 back = self.step(step)
                 if back is not None:
@@ -159,14 +165,23 @@ class _Run:
                 if on_step is not None:
                     on_step(step, self.metrics)
                 step += 1
-        if config.steps > start:
-            self.save(config.steps)
+            if config.steps > start:
+                self.save(config.steps, wait=True)
+            if self.layout.any(stop.asked):
+                raise self._stopped(config.steps)
         if self.average is not None:
             self.average.put()
         self.network.eval()
         return self.metrics
 
+    def _stopped(self, step: int) -> Stopped:
+        return Stopped(
+            f"{self.context.name}: stopped before step {step} and saved; the same command goes on from there"
+        )
+
     def close(self) -> None:
+        with contextlib.suppress(Exception):  # else it would hide what ended the run
+            self.checkpoints.settle()
         for hook in self.hooks:
             hook.remove()
 
@@ -186,13 +201,11 @@ class _Run:
             self.journal = Journal(json.loads(self._journal_file.read_text(encoding="utf-8")))
         more = {} if self.average is None else {"average": self.average.restore}
         wanted = self._outdated
-        state = checkpoint.restore(
-            self.folder, self.network, self.optimizers, more, lambda s: not wanted(s), self.layout
-        )
+        state = self.checkpoints.restore(self.network, self.optimizers, more, lambda s: not wanted(s))
         step = int(state["step"]) if state else 0
         for path in checkpoint.listed(self.folder) if self.layout.leads else ():
             if checkpoint.step_of(path) > step and self.journal.entries:
-                shutil.rmtree(path)  # of a past that was taken back
+                checkpoint.remove(path)  # of a past that was taken back
         if state and hasattr(self.source, "restore"):
             self.source.restore(state.get("source"))  # type: ignore[attr-defined]
         self.metrics = dict(state.get("metrics", {})) if state else {}
@@ -203,19 +216,24 @@ class _Run:
     def _outdated(self, state: Mapping[str, Any]) -> bool:
         return self.journal.outdated(int(state["step"]), int(state.get("interventions", 0)))
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, wait: bool = False) -> None:
+        """Save beside training, or with `wait` before this returns. What cannot be saved beside training is said and the run
+        goes on: it would lose more by stopping. Raises Failed with `wait`."""
         extra = self.source.state() if hasattr(self.source, "state") else None  # type: ignore[attr-defined]
         state = {
             "metrics": self.metrics,
             "source": extra,
             "detector": self.detector.state(),
             "interventions": len(self.journal.entries),
+            "score": statistics.fmean(self.detector.losses) if self.detector.losses else None,
         }
         more = {} if self.average is None else {"average": self.average.state()}
         back = step - self.config.spikes.back if self._goes_back else None
-        kept = (self.config.keep, more, back, self.layout)
-        checkpoint.save(self.folder, step, self.network, self.optimizers, state, *kept)
-        self.context.tick()
+        self.checkpoints.save(step, self.network, self.optimizers, state, more, back)
+        if wait and (problem := self.checkpoints.settle()) is not None:
+            raise Failed(f"{problem}; not saved: the checkpoints before it are untouched")
+        with contextlib.suppress(Failed):  # a full disk: the seconds so far are not worth the run
+            self.context.tick()
         self.saved = time.monotonic()
 
     def may_save(self, step: int) -> bool:
@@ -322,6 +340,7 @@ class _Run:
 
     def _checkpoint_before(self, step: int) -> int:
         """The newest good checkpoint at or before a step, else the oldest there is: as rank 0 finds them."""
+        self.checkpoints.settle()
         found = checkpoint.listed(self.folder) if self.layout.leads else []
         steps = [checkpoint.step_of(path) for path in found if checkpoint.good(path)]
         return int(self.layout.agree(max((each for each in steps if each <= step), default=min(steps, default=0))))

@@ -243,10 +243,6 @@ class Layout:
             if name in self._owners:
                 dist.broadcast(local(parameter.detach()), group=self._group(), group_src=self._owners[name])
 
-    def collect(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The optimizers' named tensors of all owners. Every rank must call it."""
-        return self.together(union(state, self._group(), self.world.device) if self._owners else state)
-
     def together(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The whole network's named tensors, of those of each rank of a pipeline. Every rank must call it."""
         return tensors if self.pipeline == 1 else union(tensors, self._group("pipeline"), self.world.device)
