@@ -1,11 +1,12 @@
 """The law of test_law.py for pipelines: alone, over data, over tensor, and over both."""
 
+import contextlib
 import json
 
 import pytest
 import torch
 from test_law import hold_curves, hold_gradients
-from toys import MODELS, TRAINED, apart, curve, train
+from toys import MODELS, TRAINED, Cut, apart, curve, train, until
 
 from lmlab.progress import read_jsonl
 from lmlab.train.checkpoint import gathered
@@ -124,11 +125,16 @@ def test_recomputed_activations(ranks, tmp_path, kind):
 def test_resumed_in_another_layout(ranks, tmp_path, optimizer):
     """Begun on two stages, gone on with on one process, then on four ranks: two stages by two of the optimizer's state."""
     train("dense", tmp_path / "one", steps=9, optimizer=optimizer)
-    settings = {"optimizer": optimizer, "checkpoint_steps": 2, "ema": 0.9}
+    settings = {"steps": 9, "optimizer": optimizer, "checkpoint_steps": 2, "ema": 0.9}
     out, four = tmp_path / "many", changed(ALTERNATING, zero=1)
-    ranks(lambda world: train("dense", out, ALTERNATING, world, steps=3, **settings) and None, 2)
-    train("dense", out, steps=6, **settings)
-    ranks(lambda world: train("dense", out, four, world, steps=9, **settings) and None, 4)
+
+    def life(config, world, last):
+        with contextlib.suppress(Cut):
+            train("dense", out, config, world, sources=until(last), **settings)
+
+    ranks(lambda world: life(ALTERNATING, world, 4), 2)
+    life(None, None, 6)
+    ranks(lambda world: life(four, world, 9), 4)
     assert apart(curve(out), curve(tmp_path / "one")) < 1e-8
 
 
