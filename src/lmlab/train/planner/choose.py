@@ -46,13 +46,14 @@ class Candidate:
 def consider(work: Work, device: Device, ranks: int, utilisation: float) -> list[Candidate]:
     """Layouts with their memory and time, the fastest first, then those that do not fit, the smallest first.
 
-    Of each, the fewest micro-batches that fit (the most there can be, where none does); activations are only made again
-    where nothing fits without, since that always takes longer.
+    Of each, the fewest micro-batches that fit (of a pipeline the fastest number, since more make its bubble smaller);
+    activations are only made again where nothing fits without, since that always takes longer.
     """
     found: list[Candidate] = []
-    for data, tensor in _degrees(work, ranks, device.node):
+    for pipeline, data, tensor in _degrees(work, ranks, device.node):
         for recompute in ("none", "selective", "full"):
-            kinds = [_best(work, device, ranks, utilisation, (data, tensor, zero, recompute)) for zero in _zeros(data)]
+            given = (pipeline, data, tensor, recompute)
+            kinds = [_best(work, device, ranks, utilisation, given, zero) for zero in _zeros(data)]
             found += [each for each in kinds if each is not None]
             if any(each is not None and each.fits for each in kinds):
                 break
@@ -64,30 +65,37 @@ def _rank(each: Candidate) -> tuple[bool, float, float]:
     return not each.fits, float(f"{each.step.seconds:.3g}") if each.fits else 0.0, each.memory.total
 
 
-def _degrees(work: Work, ranks: int, node: int) -> Iterator[tuple[int, int]]:
-    """Tensor parallelism within a node, the rest data parallel, as far as rows can be shared evenly."""
+def _degrees(work: Work, ranks: int, node: int) -> Iterator[tuple[int, int, int]]:
+    """(pipeline, data, tensor): tensor parallelism within a node, a pipeline where one node does not do, and data parallel
+    the rest, as far as rows can be shared evenly."""
     for tensor in _divisors(ranks):
-        if tensor <= node and work.rows % (ranks // tensor) == 0:
-            yield ranks // tensor, tensor
+        for pipeline in _divisors(ranks // tensor) if ranks > 1 and not work.shape.has_encoder else (1,):
+            data = ranks // tensor // pipeline
+            if tensor <= node and pipeline <= work.shape.sizes().layers and work.rows % data == 0:
+                yield pipeline, data, tensor
 
 
 def _zeros(data: int) -> tuple[int, ...]:
     return (0, 1, 2, 3) if data > 1 else (0,)
 
 
-def _best(work: Work, device: Device, ranks: int, utilisation: float, kind: Any) -> Candidate | None:
-    data, tensor, zero, recompute = kind
-    config = ParallelConfig(data=data, tensor=tensor, zero=zero, recompute=recompute)
+def _best(work: Work, device: Device, ranks: int, utilisation: float, given: Any, zero: int) -> Candidate | None:
+    pipeline, data, tensor, recompute = given
+    config = ParallelConfig(pipeline=pipeline, data=data, tensor=tensor, zero=zero, recompute=recompute)  # type: ignore[arg-type]
     if any(misfits(config, ranks, work.shape)):
         return None
     best, share = None, work.rows // data
     for micro_batches in _divisors(share):
-        degrees, rows = Degrees(data, tensor, zero, True, recompute, micro_batches), share // micro_batches
+        if micro_batches < pipeline:
+            continue
+        degrees = Degrees(data, tensor, zero, True, recompute, micro_batches, pipeline)
+        rows = share // micro_batches
         more: dict[str, Any] = {"rows": rows, "length": work.length, "precision": work.precision}
         memory = memory_of(work.shape, degrees, work.optimizer, ema=work.ema, kernel="sdpa", **more)
         step = step_of(work.shape, degrees, device, flops=work.flops, utilisation=utilisation, **more)
-        best = Candidate(degrees, rows, memory, step, memory.total <= ROOM * device.memory)
-        if best.fits:
+        here = Candidate(degrees, rows, memory, step, memory.total <= ROOM * device.memory)
+        best = here if best is None or _rank(here) < _rank(best) else best
+        if best.fits and pipeline == 1:
             break
     return best
 

@@ -8,7 +8,8 @@ from typing import Any
 from lmlab.model.config import ModelConfig
 from lmlab.model.settings import GATED
 from lmlab.train.optimizer import OptimizerConfig
-from lmlab.train.planner.traced import Activations, activations
+from lmlab.train.parallel.schedules import held, spans
+from lmlab.train.planner.traced import Activations, Depth, activations
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,16 @@ class Degrees:
     sequence: bool = True
     recompute: str = "none"
     micro_batches: int = 1
+    pipeline: int = 1
 
     @property
     def ranks(self) -> int:
-        return self.data * self.tensor
+        return self.pipeline * self.data * self.tensor
 
     def settings(self) -> dict[str, Any]:
         """As overrides of a recipe, defaults left out."""
-        given = {"zero": self.zero, "tensor": self.tensor, "recompute": self.recompute}
-        usual = {"zero": 0, "tensor": 1, "recompute": "none"}
+        given = {"pipeline": self.pipeline, "zero": self.zero, "tensor": self.tensor, "recompute": self.recompute}
+        usual = {"pipeline": 1, "zero": 0, "tensor": 1, "recompute": "none"}
         chosen = {f"parallel.{name}": value for name, value in given.items() if value != usual[name]}
         return {**chosen, "micro_batches": self.micro_batches}
 
@@ -95,18 +97,47 @@ def memory_of(
     Weights, gradients and optimizer state are float32. ZeRO 1 divides the state over `data`, 2 the gradients too (and holds
     all weights while a micro-batch lasts), 3 also the weights (and gathers two blocks at a time, and what is in no block).
     """
+    stages = {0, degrees.pipeline - 1}
+    found = [
+        _of_stage(stage, shape, degrees, optimizer, rows, length, precision, ema, kernel) for stage in sorted(stages)
+    ]
+    return max(found, key=lambda each: each.total)
+
+
+def _of_stage(
+    stage: int,
+    shape: ModelConfig,
+    degrees: Degrees,
+    optimizer: OptimizerConfig,
+    rows: int,
+    length: int,
+    precision: str,
+    ema: bool,
+    kernel: str,
+) -> Memory:
+    """Of a rank of the pipeline: the first, which holds most micro-batches, or the last, which has the head and the loss."""
     local = cut(shape, degrees.tensor)
     parts, data, zero = local.parameters(), degrees.data, degrees.zero
-    total = parts["total"]
-    outer = parts["embedding"] + parts["head"]
-    matrices = total - outer - parts["norms"]
+    outer, last = parts["embedding"] + parts["head"], stage == degrees.pipeline - 1
     layers = shape.sizes().layers + (shape.sizes(encoder=True).layers if shape.has_encoder else 0)
-    block = (total - outer) / layers
-    weights = 4 * total / (data if zero >= 2 else 1)
-    gradients = 4 * total / (data if zero >= 2 else 1)
+    block = (parts["total"] - outer) / layers
+    blocks = len(spans(layers, degrees.pipeline)[stage])
+    if degrees.pipeline > 1:
+        has_table = stage == 0 or shape.tie_embeddings
+        outer = (parts["embedding"] if has_table else 0) + (parts["head"] if last else 0)
+    total = outer + blocks * block
+    matrices = total - outer - parts["norms"] * blocks / layers
+    weights = gradients = 4 * total / (data if zero >= 2 else 1)
     state = 4 * states(optimizer, matrices, total - matrices) / (data if zero else 1)
     average = weights if ema else 0.0
     found = _activations(shape, local, degrees, rows, length, precision, kernel)
+    if degrees.pipeline == 1:
+        alive = found.total
+    else:
+        kept = held("1f1b", degrees.pipeline, degrees.micro_batches, stage)
+        alive = found.block.plus(found.block, blocks * kept / (layers / found.blocks) - 1)
+        if last:
+            alive = alive.plus(found.base).plus(found.block, -1)
     whole, some, gradient = (
         0.0,
         0.0,
@@ -117,34 +148,34 @@ def memory_of(
         some = 4 * (total if zero == 2 else outer + 2 * block)
         gradient = 4 * block
     between = weights + state + average
-    before, alone = gradients, found.later
+    before, alone = gradients, alive.later
     if degrees.micro_batches == 1:  # gradients come as activations go, and are cut where they are summed
-        before, alone = 0.0, found.later + (found.backward - found.later) / (data if zero >= 2 else 1)
-    peaks = ((whole, found.forward), (some + gradient, alone))
-    gathered, alive = max(peaks, key=sum)
-    peak = max(between + before + gathered + alive, between + gradients)
-    return Memory(weights, gradients, state, average, gathered, alive, peak)
+        before, alone = 0.0, alive.later + (alive.backward - alive.later) / (data if zero >= 2 else 1)
+    gathered, most = max(((whole, alive.forward), (some + gradient, alone)), key=sum)
+    peak = max(between + before + gathered + most, between + gradients)
+    return Memory(weights, gradients, state, average, gathered, most, peak)
 
 
 def _activations(
     shape: ModelConfig, local: ModelConfig, degrees: Degrees, rows: int, length: int, precision: str, kernel: str
-) -> Activations:
+) -> Depth:
     found = activations(local, rows, length, precision, degrees.recompute, kernel)
     share = degrees.tensor
     if share == 1 or not degrees.sequence:
-        return found.total
+        return found
     # What is in `found` and not in a share of the whole is the stream between matrices. Within blocks it is cut by tokens,
     # but for the inputs of matrices, which are gathered and kept.
     whole = activations(shape, rows, length, precision, degrees.recompute, kernel)
     inputs = (5 if shape.activation in GATED else 4) if precision != "float32" else 2
     kept = rows * length * shape.d_model * inputs * (4 if precision == "float32" else 2) * (degrees.recompute != "full")
 
-    def uncut(part: Activations, entire: Activations) -> Activations:
+    def shared(part: Activations, entire: Activations) -> Activations:
         stream = [max(0.0, (share * p - e) / (share - 1) - kept) for p, e in zip(part, entire, strict=True)]
-        return Activations(*stream)
+        return part.plus(Activations(*stream), 1 / share - 1)
 
-    less = uncut(found.block, whole.block)
-    total = found.total.plus(less, (1 / share - 1) * found.blocks)
+    block = shared(found.block, whole.block)
+    beside = shared(found.encoder_block, whole.encoder_block) if shape.has_encoder else found.encoder_block
+    base = found.base.plus(found.block, -1).plus(block)
     if shape.has_encoder:
-        total = total.plus(uncut(found.encoder_block, whole.encoder_block), (1 / share - 1) * found.encoder_blocks)
-    return total
+        base = base.plus(found.encoder_block, -1).plus(beside)
+    return Depth(base, block, beside, found.blocks, found.encoder_blocks)

@@ -78,6 +78,7 @@ def make(
         "model": shape.model_dump(mode="json"),
         "parameters": {"total": total["total"], "active": total["active"]},
         "layout": {
+            "pipeline": best.degrees.pipeline,
             "data": best.degrees.data,
             "tensor": best.degrees.tensor,
             "zero": best.degrees.zero,
@@ -154,7 +155,13 @@ def _steps(config: PretrainConfig, best: Candidate) -> int:
 
 def _name(each: Candidate) -> str:
     d = each.degrees
-    parts = [f"data {d.data}", f"tensor {d.tensor}", f"zero {d.zero}", f"recompute {d.recompute}"]
+    parts = [
+        f"pipeline {d.pipeline}",
+        f"data {d.data}",
+        f"tensor {d.tensor}",
+        f"zero {d.zero}",
+        f"recompute {d.recompute}",
+    ]
     return ", ".join(parts) + f", {each.rows} rows x {d.micro_batches} micro-batches"
 
 
@@ -165,9 +172,10 @@ def _row(each: Candidate) -> dict[str, Any]:
 def _why(found: list[Candidate], device: Device) -> list[str]:
     """The choice in words: what did not fit that is simpler, and what the next best costs."""
     best, lines = found[0], []
-    simpler = [
-        each for each in found if not each.fits and each.degrees.recompute == "none" and each.degrees.tensor == 1
+    plain = [
+        each for each in found if each.degrees.recompute == "none" and each.degrees.tensor == each.degrees.pipeline == 1
     ]
+    simpler = [each for each in plain if not each.fits]
     for each in sorted(simpler, key=lambda each: each.degrees.zero):
         lines.append(
             f"zero {each.degrees.zero} alone needs {each.memory.total / 2**30:.1f} of {ROOM * device.memory / 2**30:.1f} GiB"
@@ -190,7 +198,8 @@ def describe(found: dict[str, Any]) -> str:
         f"{found['recipe']}, stage {found['stage']}, on {found['devices']} x {found['device']}, {found['precision']}",
         f"model         {found['parameters']['total']:,} parameters, {found['parameters']['active']:,} of them for a token",
         f"layout        {settings}",
-        f"              data {layout['data']} x tensor {layout['tensor']}; {layout['rows']} rows a micro-batch and rank",
+        f"              pipeline {layout['pipeline']} x data {layout['data']} x tensor {layout['tensor']}; {layout['rows']} rows a "
+        "micro-batch and rank",
         *(f"  why         {line}" for line in layout["why"]),
         f"memory        {memory['total'] / 2**30:.2f} of {found['memory_available'] / 2**30:.1f} GiB on each at its peak",
         *(f"  {name:<12}{size / 2**30:.3f} GiB" for name, size in memory.items() if name != "total" and size),
@@ -199,7 +208,7 @@ def describe(found: dict[str, Any]) -> str:
         f"speed         {found['tokens_per_second']:,.0f} tokens a second, if products reach {found['utilisation']:.0%} of the "
         f"peak (an assumption); MFU {found['mfu']:.1%}",
         f"  of a step   communication {shares['communication']:.1%}, recomputation {shares['recompute']:.1%}, bubble "
-        f"{shares.get('bubble', 0.0):.1%}",
+        f"{shares['bubble']:.1%}",
         f"time          {_time(found['seconds'])}, {found['device_hours']:,.1f} device hours",
     ]
     return "\n".join(lines)

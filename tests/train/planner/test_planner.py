@@ -112,7 +112,7 @@ def test_a_plan_says_everything(tmp_path):
     assert found["flops"] == pytest.approx(found["mfu"] * 8 * H100.peak["bfloat16"] * found["seconds"])
     assert found["memory"]["total"] < found["memory_available"]
     layout = found["layout"]
-    assert layout["data"] * layout["tensor"] == 8 and layout["why"]
+    assert layout["pipeline"] * layout["data"] * layout["tensor"] == 8 and layout["why"]
     # What it says to set is taken by the recipe, and trains on so many processes.
     changes = [f"{name}={value}" for name, value in layout["settings"].items()]
     again = recipe.loads(RECIPE, overrides=changes)
@@ -132,7 +132,7 @@ def test_the_dial_chooses_a_width_for_the_hardware():
     ("device", "ranks", "said"),
     [
         (hardware.Device("tiny", H100.peak, 2.0**28, 1e9, 1e9), 8, "the smallest layout needs"),
-        (H100, 7, "cannot be shared among so many"),
+        (H100, 29, "cannot be shared among so many"),
         (H100, 0, "expected 1 or more"),
     ],
 )
