@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -87,17 +88,28 @@ class Block(nn.Module):
 
 @dataclass
 class Seen:
-    """What the blocks of a stack are told of a batch: positions and segments (padding reckoned in), which of all tokens are
-    real, and what their attention to each other may see."""
+    """What the blocks of a stack are told of a batch: its tokens a row, positions and segments (padding reckoned in), which of
+    all tokens are real, and what their attention to each other may see."""
 
+    length: int
     positions_BT: Tensor | None
     segments_BT: Tensor | None
     real_N: Tensor | None
     place: Place
 
 
+def all_there_is(sight: Sight) -> Sight:
+    """What is seen where one network holds all tokens of a row."""
+    return sight
+
+
 class Stack(nn.Module):
-    """Positions, blocks and final norm of an encoder or a decoder: embedded tokens in, hidden states out."""
+    """Positions, blocks and final norm of an encoder or a decoder: embedded tokens in, hidden states out.
+
+    `widened` may be replaced where a row's tokens are several networks': what this one's tokens see of all.
+    """
+
+    widened: Callable[[Sight], Sight] = staticmethod(all_there_is)
 
     cos: Tensor
     sin: Tensor
@@ -171,11 +183,12 @@ class Stack(nn.Module):
         if kernel == "auto":
             small = device.type == "cpu" and T <= 1024
             kernel = "math" if small or self.config.attention_softcap is not None else "sdpa"
-        return Seen(positions_BT, segments_BT, real_N, self.place(sight, positions_BT, kernel))
+        return Seen(T, positions_BT, segments_BT, real_N, self.place(sight, positions_BT, kernel))
 
     def place(self, sight: Sight, positions_BT: Tensor | None, kernel: Resolved) -> Place:
         """The `Place` of this stack's attention to itself."""
         config, T = self.config, sight.queries
+        sight = self.widened(sight)
         place = Place(sight, kernel)
         if config.position == "rope":
             if positions_BT is None:

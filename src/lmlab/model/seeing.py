@@ -25,7 +25,7 @@ PADDING = -1
 class Sight:
     """`causal`: keys after the query are hidden, but for those in the prefix of a document. Segments (B, T) and (B, S):
     queries see keys of their own segment. `prefix_BS`: length of the prefix of each key's document. Positions default to
-    0, 1, 2, ...
+    0, 1, 2, ... `first`: the first query's place among the keys, where the queries are a part of a row.
     """
 
     causal: bool
@@ -37,6 +37,7 @@ class Sight:
     query_segments_BT: Tensor | None = None
     key_segments_BS: Tensor | None = None
     prefix_BS: Tensor | None = None
+    first: int = 0
 
     def distance(self) -> Tensor:
         """Query position minus key position, (B or 1, T, S)."""
@@ -54,7 +55,8 @@ class Sight:
 
     def is_plain(self, pattern: Pattern) -> bool:
         """Whether `causal` says it all."""
-        return pattern == FULL and self.query_segments_BT is None and self.prefix_BS is None
+        square = not self.causal or self.queries == self.keys
+        return square and pattern == FULL and self.query_segments_BT is None and self.prefix_BS is None
 
     def dense(self, pattern: Pattern = FULL) -> Tensor | None:
         """(B or 1, T, S), True where the query sees the key; None where `causal` says it all."""
@@ -62,7 +64,7 @@ class Sight:
             return None
         seen: Tensor | None = None
         if self.causal:
-            seen = torch.ones(self.queries, self.keys, dtype=torch.bool, device=self.device).tril()
+            seen = torch.ones(self.queries, self.keys, dtype=torch.bool, device=self.device).tril(self.first)
             if self.prefix_BS is not None:
                 seen = seen | (self._key_positions() < self.prefix_BS)[:, None, :]
         if self.query_segments_BT is not None and self.key_segments_BS is not None:
@@ -83,7 +85,7 @@ class Sight:
             seen = i >= 0
             key = look(self.key_positions_BS, b, j)
             if self.causal:
-                seen = j <= i
+                seen = j <= i + self.first
                 if self.prefix_BS is not None:
                     seen = seen | (key < look(self.prefix_BS, b, j))
             if self.query_segments_BT is not None and self.key_segments_BS is not None:

@@ -145,7 +145,7 @@ class Transformer(Stack):
         self, seen: Seen, memory_BSD: Tensor, encoder_segments_BS: Tensor | None, encoder_padding_BS: Tensor | None
     ) -> Place:
         """What the decoder sees of the encoder: all that is no padding, of its own document where these are packed."""
-        (B, S), T, kernel = memory_BSD.shape[:2], seen.place.sight.queries, seen.place.kernel
+        (B, S), T, kernel = memory_BSD.shape[:2], seen.length, seen.place.kernel
         sight = Sight(False, T, S, memory_BSD.device)
         if encoder_padding_BS is not None or encoder_segments_BS is not None:
             _, keys, _ = with_padding(None, encoder_segments_BS, encoder_padding_BS)
@@ -153,7 +153,7 @@ class Transformer(Stack):
             if queries is None:
                 queries = torch.zeros(B, T, dtype=torch.long, device=memory_BSD.device)
             sight = Sight(False, T, S, memory_BSD.device, query_segments_BT=queries, key_segments_BS=keys)
-        return Place(sight, kernel)
+        return Place(self.widened(sight), kernel)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)

@@ -157,6 +157,7 @@ def run(context: Context) -> Mapping[str, Any]:
         layer_norms_every=config.layer_norms_every,
         noise_scale_every=config.noise_scale_every,
         precision=plan["precision"],
+        loss_scale=config.loss_scale,
         compile=plan["compile"],
         checkpoint_seconds=config.checkpoint_seconds,
         checkpoint_steps=config.checkpoint_steps,

@@ -30,9 +30,13 @@ Source = Callable[[int], list[Any]]
 checkpoint may be taken before this step) and `state() / restore(state)` (plain values kept with a checkpoint)."""
 
 
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The precisions that are types of 16 bits."""
+
+
 def autocast(name: str, device: str = "cpu") -> torch.autocast:
-    """bfloat16 matrix products in the block, for that precision; for the others nothing changes."""
-    return torch.autocast(device, torch.bfloat16, enabled=name == "bfloat16")
+    """16-bit matrix products in the block, for those precisions; for the others nothing changes."""
+    return torch.autocast(device, HALVES.get(name, torch.bfloat16), enabled=name in HALVES)
 
 
 @contextlib.contextmanager
@@ -53,10 +57,11 @@ def accumulate(
     precision_name: str,
     after_each: Callable[[], None] | None = None,
     layout: Layout | None = None,
+    scale: float = 1.0,
 ) -> dict[str, float]:
     """Backward of one optimizer step's micro-batches. Returns the terms' means and the reported numbers.
     `after_each` is called after each micro-batch's backward. On several ranks each has its part of every micro-batch, and
-    the numbers are the whole step's; gradients are the whole's after `layout.finish`.
+    the numbers are the whole step's; gradients are the whole's after `layout.finish`. `scale`: of the gradients (float16).
 
     A network's auxiliary losses (the balance of experts) are statistics of a micro-batch, not sums over it: they are
     averaged over the micro-batches, so cutting a step differently does change them.
@@ -69,7 +74,7 @@ def accumulate(
             found = forward(batch)
         total = tally.take(*found)
         if isinstance(total, Tensor):
-            total.backward()
+            (total if scale == 1.0 else total * scale).backward()
         if after_each is not None:
             after_each()
     return tally.numbers()
@@ -185,10 +190,14 @@ def judged(
 def make_step(
     network: nn.Module, objective: Objective, layout: Layout, precision_name: str = "float32", compiled: bool = False
 ) -> Callable[..., dict[str, float]]:
-    """(a step's micro-batches, after_each or None) -> as `accumulate`: of a network that `parallelize` has made a rank's."""
+    """(a step's micro-batches, after_each or None, scale) -> as `accumulate`: of a network that `parallelize` has made a rank's."""
     if layout.pipeline > 1:
         from lmlab.train.parallel.pipeline import Pipeline
 
         return Pipeline(network, objective, layout, precision_name)
     forward = make_forward(network, objective, compiled and not layout.several)
-    return lambda batches, after_each=None: accumulate(forward, objective, batches, precision_name, after_each, layout)
+
+    def step(batches: list[Any], after_each: Callable[[], None] | None = None, scale: float = 1.0) -> dict[str, float]:
+        return accumulate(forward, objective, batches, precision_name, after_each, layout, scale)
+
+    return step

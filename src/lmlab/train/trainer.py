@@ -28,6 +28,7 @@ from lmlab.trackers import LogTo
 from lmlab.train import checkpoint
 from lmlab.train.average import Average
 from lmlab.train.keeping import Keep
+from lmlab.train.loss_scale import LossScale
 from lmlab.train.measures import NoiseScale, layer_norms
 from lmlab.train.optimizer import OptimizerConfig, clip, make_optimizers, set_rate
 from lmlab.train.parallel.apply import parallelize
@@ -50,9 +51,11 @@ class TrainConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
-    precision: Literal["float32", "float32-onednn", "bfloat16"] = "float32"
-    """bfloat16: matrix products in bfloat16, weights and sums in float32 (autocast). float32-onednn: float32 products
-    through oneDNN, the faster library on some processors."""
+    precision: Literal["float32", "float32-onednn", "bfloat16", "float16"] = "float32"
+    """bfloat16, float16: matrix products in these, weights and sums in float32 (autocast); float16 scales the loss.
+    float32-onednn: float32 products through oneDNN, the faster library on some processors."""
+    loss_scale: float = Field(default=65536.0, gt=0)
+    """float16: the scale that is begun with; it is halved and doubled as gradients overflow or do not."""
     compile: bool = False
     """Compile the step with torch.compile (needs a C++ compiler; shapes must not change)."""
     spikes: SpikeConfig = SpikeConfig()
@@ -126,7 +129,8 @@ class _Run:
         layout: Layout,
     ) -> None:
         self.layout = layout
-        self.network, self.objective, self.source = parallelize(network, layout, config.compile), objective, source
+        self.network = parallelize(network, layout, config.compile, config.precision)
+        self.objective, self.source = objective, source
         self.config, self.context, self.tokens, self.folder, self.batches = config, context, tokens, folder, batches
         self.optimizers = make_optimizers(network, config.optimizer, layout.owns)
         self.accumulate = make_step(network, objective, layout, config.precision, config.compile)
@@ -134,6 +138,7 @@ class _Run:
         self.measured = [p for n, p in network.named_parameters() if p.requires_grad and layout.counts(n)]
         self.average = Average(network, config.ema) if config.ema is not None else None
         self.detector, self.journal = Detector(config.spikes), Journal()
+        self.loss_scale = LossScale(config.precision == "float16", config.loss_scale)
         self.noise = NoiseScale(self.trained, layout) if config.noise_scale_every else None
         self.metrics: dict[str, float] = {}
         self.saved = time.monotonic()
@@ -210,6 +215,7 @@ class _Run:
             self.source.restore(state.get("source"))  # type: ignore[attr-defined]
         self.metrics = dict(state.get("metrics", {})) if state else {}
         self.detector.restore(state.get("detector") if state else None)
+        self.loss_scale.load(state.get("loss_scale") if state else None)
         self.context.metrics.rewind(step)
         return step
 
@@ -224,6 +230,7 @@ class _Run:
             "metrics": self.metrics,
             "source": extra,
             "detector": self.detector.state(),
+            "loss_scale": self.loss_scale.state(),
             "interventions": len(self.journal.entries),
             "score": statistics.fmean(self.detector.losses) if self.detector.losses else None,
         }
@@ -255,27 +262,33 @@ class _Run:
     def step(self, step: int) -> int | None:
         """Take one optimizer step; its numbers are in `metrics`. Returns the step to go back to, or None."""
         begun = time.monotonic()
-        batches = self.source(self.journal.data_step(step))
+        batches = [self.layout.cut(batch) for batch in self.source(self.journal.data_step(step))]
         self.network.train()
         measured = self.noise if self.noise and step % (self.config.noise_scale_every or 1) == 0 else None
-        after_each = measured.begin() if measured else None
-        metrics = self.accumulate(batches, after_each)
+        scale = self.loss_scale.scale
+        after_each = measured.begin(scale) if measured else None
+        metrics = self.accumulate(batches, after_each, scale)
         self.layout.finish(self.network)
+        self.loss_scale.unscale(self.trained)
         if self.config.layer_norms_every and step % self.config.layer_norms_every == 0:
             metrics |= self.layout.along(layer_norms(self.network))
-        if measured is not None:
-            metrics |= measured.end([sum(self.objective.count(batch).values()) for batch in batches])
         metrics["grad_norm"] = clip(self.trained, self.config.clip, self.layout.norm, self.measured)
         metrics["loss"] = self.layout.agree(metrics["loss"])  # what is done about a spike follows from these two
-        reason = self._spike(step, metrics)
+        overflown = self.loss_scale.overflown(metrics["loss"], metrics["grad_norm"])
+        if measured is not None and not overflown:
+            metrics |= measured.end([sum(self.objective.count(batch).values()) for batch in batches])
+        if self.loss_scale.on:
+            metrics["loss_scale"] = scale
+        reason = None if overflown else self._spike(step, metrics)
         if reason is not None:
             self._clear()
             back = self._intervene(step, reason, batches, _finite(metrics))
             if back is not None:
                 return back
-            metrics["skipped"] = 1
         metrics["lr"] = set_rate(self.optimizers, self._rate(step))
-        if reason is None:
+        if overflown or reason is not None:
+            metrics["skipped"] = 1
+        else:
             for optimizer in self.optimizers:
                 optimizer.step()
             self.layout.spread(self.network)

@@ -18,7 +18,7 @@ import torch.distributed.tensor  # imported before the fork: a child that import
 
 from lmlab.train.parallel import World
 
-SECONDS = 240
+SECONDS = 600
 
 
 def _child(work: Callable[[World], Any], rank: int, size: int, folder: Path) -> None:

@@ -145,6 +145,6 @@ def test_a_recipe_must_fill_the_pipeline():
         ValueError, match="needs micro_batches of at least as many, better four times .* 16% .* found 1"
     ):
         PretrainConfig.model_validate({"parallel": {"pipeline": 4}})
-    with pytest.raises(ValueError, match="not with parallel.tensor or parallel.pipeline"):
+    with pytest.raises(ValueError, match="not with parallel.tensor, pipeline or expert"):
         PretrainConfig.model_validate({"noise_scale_every": 2, "micro_batches": 2, "parallel": {"pipeline": 2}})
     assert Layout().along({"loss": 1.0}) == {"loss": 1.0}

@@ -159,7 +159,7 @@ def gradients(kind: str, dtype: torch.dtype, layout: Layout, micro_batches: int 
     """The first step's loss and whole gradients, before clipping."""
     network, objective = network_of(kind, dtype).train(), objective_of(kind)
     parallelize(network, layout)
-    batches = source_of(kind, layout.share, micro_batches)(0)
+    batches = [layout.cut(batch) for batch in source_of(kind, layout.share, micro_batches)(0)]
     found = make_step(network, objective, layout)(batches)
     layout.finish(network)
     own = {name: whole(p.grad) for name, p in network.named_parameters() if p.grad is not None}

@@ -34,11 +34,14 @@ class Pipeline:
         self.batches: list[Any] = []
         self.outputs: dict[int, Output] = {}
         self.tally: Tally | None = None
+        self.scale = 1.0
         self._made: tuple[Any, Any] = (None, None)
 
-    def __call__(self, batches: list[Any], after_each: Callable[[], None] | None = None) -> dict[str, float]:
+    def __call__(
+        self, batches: list[Any], after_each: Callable[[], None] | None = None, scale: float = 1.0
+    ) -> dict[str, float]:
         """Gradients and numbers of a step. Raises ValueError where rows of its micro-batches differ in length."""
-        layout = self.layout
+        layout, self.scale = self.layout, scale
         self.tally = Tally(self.objective, batches, layout)
         self.batches = _even(on_device(batches, layout), run(layout.config.schedule, layout.pipeline, len(batches)))
         numbers = torch.arange(len(self.batches))  # on the CPU: nobody must wait for a GPU to read them
@@ -76,7 +79,9 @@ class Pipeline:
         assert tally is not None
         with autocast(self.precision, self.layout.world.device.type):
             total = tally.take(*judged(self.objective, output, self.batches[int(number)]))
-        return total if isinstance(total, Tensor) else 0.0 * hidden_BTD.sum()  # nothing to learn in the whole step
+        if not isinstance(total, Tensor):
+            return 0.0 * hidden_BTD.sum()  # nothing to learn in the whole step
+        return total if self.scale == 1.0 else total * self.scale
 
 
 class _Part(nn.Module):

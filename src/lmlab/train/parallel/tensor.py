@@ -9,7 +9,6 @@ are cut along d_ff; the router is replicated and sees every token.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import torch.distributed as dist
@@ -22,6 +21,7 @@ from lmlab.model.moe import Experts, MoE, Routing
 from lmlab.model.transformer import Output, Transformer
 from lmlab.objective.cross_entropy import Vocabulary
 from lmlab.train.parallel.collectives import added, cut, joined, same
+from lmlab.train.sharded import is_part
 
 
 def tensor_misfits(shape: ModelConfig, ranks: int, sequence: bool) -> Iterator[str]:
@@ -130,29 +130,30 @@ def _distribute(module: nn.Module, name: str, mesh: Any, dim: int) -> None:
         setattr(module, name, nn.Parameter(made, requires_grad=held.requires_grad))
 
 
+EXPERTS_CUT = {"gate": 1, "up": 1, "down": 2}
+"""The dimension of d_ff of an expert's matrices."""
+
+
 def _cut_experts(moe: MoE, mesh: Any, sequence: bool) -> None:
     """gate and up (E, F, D) and down (E, D, F) along F. What an expert gives is a part of a sum."""
     group, experts = mesh.get_group(), moe.experts
-    for name, dim in (("gate", 1), ("up", 1), ("down", 2)):
-        _distribute(experts, name, mesh, dim)
-
-    def expert(x_ND: Tensor, number: int) -> Tensor:
-        held = {name: None if p is None else p.to_local() for name, p in _weights(experts).items()}
-        return Experts.forward(SimpleNamespace(activation=experts.activation, **held), x_ND, number)  # type: ignore[arg-type]
+    if not is_part(experts.up):  # else expert parallelism has cut them so already
+        for name, dim in EXPERTS_CUT.items():
+            _distribute(experts, name, mesh, dim)
+        experts.weights = lambda: parts_of(experts)  # type: ignore[method-assign]
 
     def dispatch(x_ND: Tensor, weights_NC: Tensor, chosen_NC: Tensor) -> Tensor:
         return added(MoE.dispatch(moe, same(x_ND, group), same(weights_NC, group), chosen_NC), group)
 
-    experts.forward = expert  # type: ignore[method-assign]
     moe.dispatch = dispatch  # type: ignore[method-assign]
     if sequence:
         moe.register_forward_pre_hook(lambda _, given: (joined(given[0], group), *given[1:]))
         moe.register_forward_hook(lambda _, given, x_BTD: cut(x_BTD, group))
 
 
-def _weights(experts: Experts) -> dict[str, Any]:
-    names = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
-    return {name: getattr(experts, name) for name in names}
+def parts_of(experts: Experts) -> dict[str, Tensor | None]:
+    """What this rank holds of the experts' weights."""
+    return {name: None if held is None else held.to_local() for name, held in Experts.weights(experts).items()}  # type: ignore[attr-defined]
 
 
 def _cut_vocabulary(network: Transformer, mesh: Any) -> None:
