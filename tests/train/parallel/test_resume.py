@@ -8,33 +8,13 @@ import os
 import pytest
 import torch
 from safetensors import safe_open
-from toys import apart, curve, network_of, source_of, train
+from toys import Cut, apart, curve, network_of, train, until
 
 from lmlab.errors import Failed
 from lmlab.progress import read_jsonl
 from lmlab.train import pieces
 from lmlab.train.checkpoint import gathered, good, listed
 from lmlab.train.parallel import ParallelConfig
-
-
-class Cut(Exception):
-    """The end of a life."""
-
-
-def until(last):
-    """Batches up to a step."""
-
-    def sources(kind, share):
-        source = source_of(kind, share)
-
-        def cut(step):
-            if step == last:
-                raise Cut
-            return source(step)
-
-        return cut
-
-    return sources
 
 
 @pytest.mark.slow

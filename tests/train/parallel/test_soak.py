@@ -25,7 +25,7 @@ from lmlab.train.parallel import ParallelConfig, World
 
 SECONDS = float(os.environ.get("LMLAB_SOAK_SECONDS", "60"))
 SEED = int(os.environ.get("LMLAB_SOAK_SEED", "0"))
-STEPS, EVERY = 300, 5
+STEPS, EVERY = 160, 5
 ALONE: list[tuple[int, dict[str, Any]]] = [(1, {})]
 LAYOUTS = [
     *ALONE,

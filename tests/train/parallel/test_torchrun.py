@@ -155,7 +155,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(recipe, tmp_path):
 @pytest.mark.timeout(1200)
 def test_a_rank_that_is_killed_is_named_by_the_other_within_a_minute(recipe, tmp_path):
     """Started without torchrun, as a scheduler's own launcher does, which tells nobody. What was saved goes on, on one process."""
-    out, steps = tmp_path / "cut", ["pretrain.steps=300", "pretrain.checkpoint_steps=5"]
+    out, steps = tmp_path / "cut", ["pretrain.steps=80", "pretrain.checkpoint_steps=5", "pretrain.before=false"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -131,6 +131,26 @@ def source_of(kind: str, share: tuple[int, int] = (0, 1), micro_batches: int = 2
     return source
 
 
+class Cut(Exception):
+    """The end of a life."""
+
+
+def until(last: int):
+    """`source_of` up to a step, at which the life ends: schedules depend on the steps of the whole run."""
+
+    def sources(kind: str, share: tuple[int, int] = (0, 1)):
+        source = source_of(kind, share)
+
+        def cut(step: int):
+            if step == last:
+                raise Cut
+            return source(step)
+
+        return cut
+
+    return sources
+
+
 def network_of(kind: str, dtype: torch.dtype = torch.float64, **changed) -> Transformer:
     return Transformer(model_of(kind).model_copy(update=changed)).initialise(1).to(dtype)
 
