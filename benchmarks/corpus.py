@@ -1,6 +1,6 @@
-"""The corpus's rules against datatrove: Gopher's quality and repetition rules and C4's, on the same documents.
+"""The corpus against its peers: rules and MinHash against datatrove, tokens against `tokenizers`, on the same documents.
 
-    python benchmarks/corpus.py                          # 64 MB, one core and two, three rounds, and the other parts
+    python benchmarks/corpus.py                          # all four parts: 64 MB, three rounds, rules on one core and two
     python benchmarks/corpus.py --part rules --megabytes 16 --rounds 1
     python benchmarks/corpus.py --part agreement         # document by document, and why where the two differ
 
@@ -9,7 +9,8 @@ keeps; CPU seconds are the whole process's, imports and all, and contenders take
 and sentence splitter are replaced by `str.split` and one regular expression, so that rules are compared and not
 tokenizers; it would be several times slower without. Documents are windows of text found on this machine (documentation,
 docstrings, and the texts under LMLAB_DATA where that is set), drawn with a fixed seed; half are unwrapped, a line a
-paragraph, as web text is. `corpus_dedup.py` and `corpus_tokens.py` are run after, where they are.
+paragraph, as web text is. Rules are Gopher's quality and repetition rules and C4's. The parts `dedup` and `tokens` are
+`corpus_dedup.py` and `corpus_tokens.py`, which say what they measure.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 SHARDS = 8
+OTHERS = {"dedup": ("corpus_dedup.py", "peer"), "tokens": ("corpus_tokens.py",)}
 C4_SETTINGS = {"min_line_words": 3, "min_sentences": 5}  # datatrove's defaults
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
@@ -286,10 +288,11 @@ def main() -> None:
         )
     if wanted.part in ("all", "rules"):
         rules(wanted.megabytes, wanted.rounds, wanted.cores)
-    for part, script in (("dedup", "corpus_dedup.py"), ("tokens", "corpus_tokens.py")):
-        path = Path(__file__).with_name(script)
-        if wanted.part in ("all", part) and path.exists():
-            subprocess.run([sys.executable, str(path)], check=True)
+    sizes = ["--megabytes", f"{wanted.megabytes:g}", "--rounds", f"{wanted.rounds}"]
+    for part, (script, *arguments) in OTHERS.items():
+        if wanted.part in ("all", part):
+            print(f"\n{part}:", flush=True)
+            subprocess.run([sys.executable, str(Path(__file__).with_name(script)), *arguments, *sizes], check=True)
 
 
 if __name__ == "__main__":

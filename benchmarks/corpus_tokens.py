@@ -77,13 +77,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows = ((str(n), "text", text) for n, text in enumerate(texts))
             settings = {"end_of_text": tokenizer.eos_id, "vocabulary": tokenizer.vocab_size}
-            write_shards(Path(folder) / "tokens", rows, tokenizer.encode_many, **settings)
+            write_shards(Path(folder) / "tokens", rows, tokenizer.encode_arrays, threads=given.threads, **settings)
 
     works: dict[str, Callable[[], Any]] = {
         "tokenizers encode_batch": lambda: plain.encode_batch(texts, add_special_tokens=False),
         "tokenizers encode_batch_fast": lambda: plain.encode_batch_fast(texts, add_special_tokens=False),
         "lmlab encode_many": lambda: tokenizer.encode_many(texts, given.threads),
-        "lmlab encode_many and shards written": shards,
+        "lmlab encode_arrays": lambda: tokenizer.encode_arrays(texts),
+        "lmlab encode_arrays and shards written": shards,
     }
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(given.rounds):

@@ -1,6 +1,6 @@
 """What a stage shows while it works: a progress bar on a terminal, and `metrics.jsonl` always.
 
-The JSON Lines file is the truth; TensorBoard event files are written beside it when that extra is installed.
+The JSON Lines file is the truth; trackers (TensorBoard, Weights & Biases) get the same numbers.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,25 @@ def bar(title: str, total: int | None, done: int = 0) -> Iterator[Callable[..., 
 class Metrics:
     """Appends one JSON object a line to `metrics.jsonl`; after a resume, lines past the resumed step are cut off.
 
-    So the file of a run that was killed and resumed holds the steps of an uninterrupted one (times aside).
+    So the file of a run that was killed and resumed holds the steps of an uninterrupted one (times aside). While a disk is
+    full, lines wait in memory.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "metrics.jsonl"
-        self._board: Any = None
         self._folder = folder
-        self._file = None
+        self._file: Any = None
+        self._waiting = bytearray()
+        self._full = False
+        self._trackers: list[Any] = []
+        self._names: Sequence[str] | None = None
+        self._settings: Mapping[str, Any] = {}
+
+    def track(self, names: Sequence[str] | None, settings: Mapping[str, Any]) -> None:
+        """Which trackers get the numbers from here on (None: TensorBoard where it is installed), and the settings that
+        they show."""
+        self.close()
+        self._names, self._settings = names, settings
 
     def rewind(self, step: int) -> None:
         """Keep only whole lines of steps below `step`: those the resumed work does not write again."""
@@ -78,37 +89,43 @@ class Metrics:
         temporary.replace(self.path)
 
     def log(self, step: int, values: Mapping[str, float | int | str]) -> None:
-        """Write one line {step, ...values}; numbers go to TensorBoard too. Of several processes rank 0 writes."""
+        """Write one line {step, ...values}; numbers go to the trackers too. Of several processes rank 0 writes."""
         if rank() > 0:
             return
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
-            self._board = _tensorboard(self._folder, step)
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(name, value, step)
+        self._waiting += (json.dumps({"step": step, **values}) + "\n").encode()
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        try:
+            if self._file is None:
+                self._file = self.path.open("ab", buffering=0)
+                from lmlab.trackers import open_trackers
+
+                self._trackers = open_trackers(self._names, self._folder, step, self._settings)
+            self._write()
+            for tracker in self._trackers:
+                tracker.log(step, numbers)
+        except OSError as error:
+            if not self._full:
+                say(f"{self.path}: could not be written: {error.strerror}; what is logged waits in memory")
+            self._full = True
+
+    def _write(self) -> None:
+        """All that waits. Of a line that is cut by a full disk the rest follows once there is room."""
+        while self._waiting:
+            del self._waiting[: self._file.write(self._waiting)]
+        self._full = False
 
     def close(self) -> None:
         if self._file is not None:
+            try:
+                self._write()
+            except OSError as error:
+                say(f"{self.path}: could not be written: {error.strerror}; its last lines are lost")
+            self._waiting.clear()
             self._file.close()
             self._file = None
-        if self._board is not None:
-            self._board.close()
-            self._board = None
-
-
-def _tensorboard(folder: Path, step: int) -> Any:
-    """A TensorBoard writer, or None where the extra [tensorboard] is not installed."""
-    import importlib.util
-
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = []
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from lmlab import __version__
 from lmlab.config import Config
+from lmlab.trackers import FOLDERS
 
 
 def digest(value: Any) -> str:
@@ -76,13 +77,13 @@ def _versions(names: tuple[str, ...]) -> dict[str, str]:
 VOLATILE = {"state.json", "metrics.jsonl", "provenance.json", "plan.json"}
 
 
-def outputs(out: Path) -> dict[str, str]:
-    """Hashes of what a stage made; checkpoints, logs and hidden files are not results."""
+def outputs(out: Path, logs: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Hashes of what a stage made; checkpoints, logs (the stage's own are named) and hidden files are not results."""
     found = {}
     for path in sorted(out.rglob("*")):
         inside = path.relative_to(out)
         hidden = any(part.startswith(".") for part in inside.parts)
-        apart = hidden or inside.parts[0] in ("checkpoints", "tensorboard") or inside.name in VOLATILE
+        apart = hidden or inside.parts[0] in ("checkpoints", *FOLDERS) or inside.name in VOLATILE | logs
         if path.is_file() and not apart:
             found[str(inside)] = digest_file(path)
     return found

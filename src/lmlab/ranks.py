@@ -2,6 +2,9 @@
 
 Rank 0 decides and writes; the others follow what it says on a board, a row of messages in torch's store, which needs no
 collective call: a follower may wait there for hours. Only what trains together (`train/parallel/`) opens process groups.
+
+Every rank's heart beats in the store. One that failed says so there; one that is silent is found by rank 0, which the others
+watch. Then all stop, with its name, within a minute: a rank that is stuck in a collective call is ended from its heart.
 """
 
 from __future__ import annotations
@@ -12,15 +15,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
-from lmlab.errors import Failed
+from lmlab.errors import Failed, LmlabError, Stopped
 
+ASSEMBLY_SECONDS = 600.0
+"""For all ranks to have started."""
 BEAT_SECONDS = 5.0
-SILENCE_SECONDS = 60.0
-"""Rank 0 is taken for dead when its heart has not beaten for so long."""
+SILENCE_SECONDS = 30.0
+"""A rank is taken for dead when its heart has not beaten for so long. With the beats until all know, and the grace, it stays
+under a minute."""
+GRACE_SECONDS = 5.0
+"""For a rank to stop by itself, once it is known that another is gone."""
+LINGER_SECONDS = 10.0
+"""For how long at most rank 0, whose process may hold the store, waits until the others have left."""
 
 
 def rank() -> int:
@@ -34,14 +43,32 @@ def size() -> int:
 
 
 class Board:
-    """What rank 0 says, read in order by each of the others. `store` is torch's, shared by all ranks."""
+    """What rank 0 says, read in order by each of the others, and who is gone. `store` is torch's, shared by all ranks."""
 
     def __init__(self, store: Any) -> None:
         self.store, self.rank, self.size = store, rank(), size()
+        self.gone: str | None = None
         self._count = 0
         self._over = threading.Event()
-        if self.rank == 0:
-            threading.Thread(target=self._beat, name="heart of rank 0", daemon=True).start()
+        watched = range(1, self.size) if self.rank == 0 else range(1)
+        self._assemble(watched)
+        self._seen = dict.fromkeys(watched, (b"", time.monotonic()))
+        for work in (self._beat, self._guard):
+            threading.Thread(target=work, name=f"heart of rank {self.rank}", daemon=True).start()
+
+    def _assemble(self, watched: Iterable[int]) -> None:
+        """Wait for the first beat of those that are watched."""
+        self.store.set(f"beat/{self.rank}", "0")
+        until = time.monotonic() + ASSEMBLY_SECONDS
+        for other in watched:
+            while not self.store.check([f"beat/{other}"]):
+                if time.monotonic() > until:
+                    raise Failed(
+                        f"rank {self.rank}: rank {other} has not come within {ASSEMBLY_SECONDS / 60:.0f} minutes"
+                    )
+                time.sleep(0.05)
+
+    # --- messages ----------------------------------------------------------------------------------------------------
 
     def tell(self, message: dict[str, Any]) -> None:
         """Rank 0: say it to all."""
@@ -49,26 +76,26 @@ class Board:
         self._count += 1
 
     def hear(self) -> dict[str, Any]:
-        """The others: the next message. Raises Failed where rank 0 failed, left, or is silent."""
-        key, last = f"board/{self._count}", b""
-        while True:
-            try:
-                self.store.wait([key], timedelta(seconds=SILENCE_SECONDS))
-                message = json.loads(self.store.get(key))
-                break
-            except Exception:  # torch's own kinds: the time is over, or whoever held the store is gone
-                with contextlib.suppress(Exception):
-                    beat = self.store.get("beat") if self.store.check(["beat"]) else b""
-                    if beat != last:
-                        last = beat
-                        continue
-                raise Failed(
-                    f"rank {self.rank}: rank 0 has been silent for {SILENCE_SECONDS:.0f} s: stopping"
-                ) from None
+        """The others: the next message. Raises Failed where rank 0 failed, or a rank is gone."""
+        message = json.loads(self._awaited(f"board/{self._count}"))
         self._count += 1
         if "error" in message:
             raise Failed(f"rank {self.rank}: stopping, because rank 0 did: {message['error']}")
         return message
+
+    def _awaited(self, key: str) -> bytes:
+        pause, lost = 0.01, False
+        while True:
+            gone = self.gone
+            try:
+                if not lost and self.store.check([key]):
+                    return self.store.get(key)
+            except Exception:
+                lost = True  # whoever held the store is gone: the heart will say so
+            if gone is not None:
+                raise Failed(f"rank {self.rank}: stopping, because {gone}")
+            time.sleep(pause)
+            pause = min(0.5, 1.5 * pause)
 
     def first(self, make: Callable[[], Any]) -> Any:
         """What rank 0 makes while the others wait: plain JSON values, the same for all."""
@@ -78,25 +105,93 @@ class Board:
         self.tell({"value": value})
         return value
 
+    # --- who is gone -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Work that all ranks share. When one is gone, the others find a connection closed: raises Failed with its name."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, LmlabError) or not _lost(error):
+                raise
+            until = time.monotonic() + SILENCE_SECONDS + 3 * BEAT_SECONDS + GRACE_SECONDS
+            while self.gone is None and time.monotonic() < until:
+                time.sleep(0.1)
+            if self.gone is None:
+                raise
+            raise Failed(f"rank {self.rank}: stopping, because {self.gone}") from error
+
+    def fail(self, error: BaseException) -> None:
+        """Say that this rank stops, and why. The first to say so is the one that all name."""
+        with contextlib.suppress(Exception):
+            if not isinstance(error, Stopped) and self.gone is None and self.store.add("failures", 1) == 1:
+                self.store.set("gone", f"rank {self.rank} failed: {str(error) or type(error).__name__}")
+
     def _beat(self) -> None:
-        beats = 0
-        while not self._over.is_set():
-            beats += 1
-            with contextlib.suppress(Exception):
-                self.store.set("beat", str(beats))
-            self._over.wait(BEAT_SECONDS)
+        """A thread with a connection of its own: a call on the other may block for long. It may block too, where the process
+        that holds the store hangs; `_guard` does not."""
+        store, count = self.store.clone(), 0
+        keys = [f"beat/{other}" for other in self._seen]
+        while not self._over.wait(BEAT_SECONDS if count else 0):
+            count += 1
+            try:
+                store.set(f"beat/{self.rank}", str(count))
+                if self.gone is not None:
+                    store.set("gone", self.gone)
+                elif store.check(["gone"]):
+                    self.gone = store.get("gone").decode()
+                for other, beat in zip(self._seen, store.multi_get(keys), strict=True):
+                    if beat != self._seen[other][0]:
+                        self._seen[other] = (beat, time.monotonic())
+            except Exception:
+                return  # whoever held the store is gone, and will be silent; torch prints pages at every further call
+
+    def _guard(self) -> None:
+        """Find who is silent. Once one is gone this process stops: by itself if it can."""
+        while not self._over.wait(BEAT_SECONDS / 2):
+            for other, (_, since) in list(self._seen.items()):
+                silent = time.monotonic() - since
+                if self.gone is None and silent >= SILENCE_SECONDS:
+                    self.gone = f"rank {other} has been silent for {silent:.0f} s"
+            if self.gone is not None:
+                if not self._over.wait(GRACE_SECONDS):
+                    self._leave(self.store.clone)
+                    print(f"error: rank {self.rank}: stopping, because {self.gone}", file=sys.stderr, flush=True)
+                    os._exit(1)
+                return
+
+    def _leave(self, connect: Callable[[], Any]) -> None:
+        """Rank 0, whose process may hold the store, as the last, when the others have read there who is gone. Nobody waits for
+        the one that is gone, and where it is rank 0 for nothing: the store may hang."""
+        if self.rank and self.gone is not None and self.gone.startswith("rank 0 "):
+            return
+        with contextlib.suppress(Exception):
+            store, until = connect(), time.monotonic() + LINGER_SECONDS
+            if self.gone is not None:
+                store.set("gone", self.gone)
+            if self.rank:
+                store.add("left", 1)
+                return
+            others = self.size - (1 if self.gone is None else 2)
+            while store.add("left", 0) < others and time.monotonic() < until:
+                time.sleep(0.1)
 
     def close(self) -> None:
-        """All leave: rank 0, whose process may hold the store, as the last."""
+        """All leave."""
         self._over.set()
-        with contextlib.suppress(Exception):
-            if self.rank:
-                self.store.add("left", 1)
-            else:
-                for _ in range(100):
-                    if self.store.add("left", 0) >= self.size - 1:
-                        break
-                    time.sleep(0.1)
+        self._leave(lambda: self.store)
+
+
+LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out", "c10d")
+
+
+def _lost(error: Exception) -> bool:
+    """Whether an error looks like a collective call whose other side is gone: torch has no kind of error for it."""
+    import torch.distributed as dist
+
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(sign in text for sign in LOST))
 
 
 @contextlib.contextmanager
@@ -116,6 +211,7 @@ def together() -> Iterator[Board | None]:
         if board.rank == 0:
             with contextlib.suppress(Exception):
                 board.tell({"error": str(error) or type(error).__name__})
+        board.fail(error)
         raise
     finally:
         if dist.is_initialized():

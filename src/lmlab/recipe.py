@@ -33,6 +33,7 @@ KINDS = {
     "tokenizer": "lmlab.text.stage",
     "pretrain": "lmlab.train.pretrain",
     "sft": "lmlab.instruct.sft",
+    "finetune": "lmlab.instruct.finetune.stage",
     "reward": "lmlab.align.reward",
     "ppo": "lmlab.align.ppo",
     "evaluate": "lmlab.evaluate.stage",

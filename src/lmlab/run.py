@@ -103,7 +103,7 @@ class StageKind:
     outside the run whose names, sizes and times belong to the fingerprint. `check` is asked when the recipe is read: given
     the settings and, for each role that is filled, those of the stage that fills it (or the path, or MODEL, as the recipe
     has it), it says what cannot be, or None. Of several processes all run a stage that is `distributed`, and rank 0 alone
-    any other.
+    any other. `logs`: names of files that say how the work went and are no part of what was made.
     """
 
     config: type[Config]
@@ -114,6 +114,7 @@ class StageKind:
     sources: Callable[[Any], list[Path]] = field(default=lambda config: [])
     check: Callable[[Any, Mapping[str, Any]], str | None] = field(default=lambda config, fillers: None)
     distributed: bool = False
+    logs: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -151,6 +152,10 @@ class Context:
     def first(self, make: Callable[[], Any]) -> Any:
         """What rank 0 makes while the others wait, plain JSON values, given to all; one process just makes it."""
         return make() if self.board is None else self.board.first(make)
+
+    def shared(self) -> contextlib.AbstractContextManager[None]:
+        """Around what all ranks do: where another is gone, it is named."""
+        return contextlib.nullcontext() if self.board is None else self.board.shared()
 
     @property
     def seconds(self) -> float:
@@ -260,7 +265,8 @@ class RunDirectory:
             context.board = self.board
             self.board.tell(_call(context))
         try:
-            headline = dict(spec.run(context))
+            with context.shared():
+                headline = dict(spec.run(context))
         except BaseException as error:
             context.tick()
             status = "interrupted" if isinstance(error, (KeyboardInterrupt, Stopped)) else "failed"
@@ -281,7 +287,7 @@ class RunDirectory:
                 "seed": seed,
                 "inputs": {role: _places(place, self.path) for role, place in inputs.items()},
                 "identities": identities,
-                "outputs": outputs(out),
+                "outputs": outputs(out, spec.logs),
                 "machine": machine(),
                 "finished": time.strftime("%FT%T%z"),
                 "seconds": seconds,
@@ -320,7 +326,8 @@ def follow(board: Board, kind: Callable[[str], StageKind]) -> None:
         }
         config = spec.config.model_validate(call["config"])
         made = (call["name"], call["stage"], config, inputs, out, call["seed"], Metrics(out))
-        spec.run(Context(*made, seconds_before=call["seconds"], board=board))
+        with board.shared():
+            spec.run(Context(*made, seconds_before=call["seconds"], board=board))
 
 
 def _filler(text: str) -> Path | str:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmlab.corpus import engine, runners
+from lmlab.corpus.config import CorpusConfig
 from lmlab.corpus.engine import Task
 from lmlab.corpus.steps.step import DOCUMENT
 from lmlab.errors import Failed, Refused
@@ -84,6 +85,57 @@ def test_an_error_in_a_process_is_the_same_message(tmp_path: Path) -> None:
         engine.run(tasks(tmp_path, Local()), threads=1, engine="processes")
     with pytest.raises(Failed, match=r"step 'fails' failed on document 'd/0': ValueError: no such letter"):
         engine.run(tasks(tmp_path, Fails()), threads=2, engine="processes")
+
+
+def test_a_script_that_guards_nothing_is_not_run_again_by_its_workers(tmp_path: Path) -> None:
+    """And what is defined in it cannot be sent, which is said in one message."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('once')\n"
+        "from pathlib import Path\n"
+        "from lmlab.corpus import engine\n"
+        "from lmlab.errors import Failed\n"
+        "from tests.corpus.test_corpus_runners import Fails, Texts, tasks\n"
+        "def two(step, name): return tasks(Path(name), step)[2:]\n"
+        "print(engine.run(two(Fails(), 'good'), threads=2, engine='processes'))\n"
+        "class Own(Fails): pass\n"
+        "try: engine.run(two(Own(), 'own'), threads=2, engine='processes')\n"
+        "except Failed as error: print(error)\n"
+    )
+    here = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(here / "src"), str(here)])
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True,
+        text=True, check=True, timeout=300,
+    )  # fmt: skip
+    first, second, third = done.stdout.splitlines()
+    assert (first, second) == ("once", "2")
+    assert "Own" in third and "__main__" in third
+
+
+def test_the_engine_chooses_processes_where_there_is_text_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Made:
+        def __init__(self, name: str, workers: int) -> None:
+            made.append((name, workers))
+
+        def __enter__(self) -> None: ...
+        def __exit__(self, *_: object) -> None: ...
+
+    for name in runners.RUNNERS:
+        monkeypatch.setitem(runners.RUNNERS, name, lambda workers, address, name=name: Made(name, workers))
+    for threads, size in ((2, 1e9), (2, 1e6), (1, 1e9), (2, float("inf"))):
+        with engine.workers("auto", threads=threads, size=size):
+            pass
+    assert made == [("processes", 2), ("threads", 2), ("threads", 1), ("processes", 2)]
+
+
+def test_who_does_the_work_is_no_part_of_a_corpus_s_identity() -> None:
+    plain = CorpusConfig()
+    for other in ({"engine": "threads"}, {"engine": "processes", "threads": 7}, {"ray_address": "a:1"}):
+        assert CorpusConfig.model_validate(other).essence() == plain.essence()
+    assert CorpusConfig.model_validate({"shard_bytes": 1 << 16}).essence() != plain.essence()
 
 
 class Fails:
@@ -301,4 +353,4 @@ class Where:
 
 
 def test_every_engine_has_a_runner() -> None:
-    assert set(runners.RUNNERS) == set(get_args(engine.EngineName))
+    assert {*runners.RUNNERS, "auto"} == set(get_args(engine.EngineName))

@@ -97,6 +97,17 @@ def test_writing_goes_on_after_the_last_whole_shard(tokenizer, tmp_path) -> None
     assert write(cut, tokenizer, encode=stops, shard_tokens=40).index == whole.index, "finished: nothing is encoded"
 
 
+def test_threads_change_nothing(tokenizer, tmp_path) -> None:
+    many = [(f"d{i}", "s", "the quick brown fox " * (i % 7)) for i in range(2000)]
+    settings = {"end_of_text": tokenizer.eos_id, "vocabulary": tokenizer.vocab_size, "shard_tokens": 3000}
+    for name, threads in (("one", 1), ("three", 3)):
+        write_shards(tmp_path / name, many, tokenizer.encode_arrays, threads=threads, **settings)
+    write_shards(tmp_path / "lists", many, tokenizer.encode_many, **settings)
+    for file in (tmp_path / "one").iterdir():
+        assert (tmp_path / "three" / file.name).read_bytes() == file.read_bytes()
+        assert (tmp_path / "lists" / file.name).read_bytes() == file.read_bytes()
+
+
 def test_damage_is_refused_with_the_file(tokenizer, tmp_path) -> None:
     folder = tmp_path / "tokens"
     write(folder, tokenizer)

@@ -153,3 +153,10 @@ def test_a_stage_without_numbers_holds_nothing(kind: str) -> None:
 
 def test_an_unknown_kind_claims_nothing() -> None:
     assert judge({"it": {"kind": "distil"}}) == []
+
+
+def test_fine_tuning_for_a_task_is_held_against_the_commonest_label_example_by_example() -> None:
+    stage = {"accuracy": {"majority": score(0.5, 0.1, 64), "after": score(0.6, 0.1, 64)}}
+    for gain, holds in ((0.1, True), (0.0, None), (-0.1, False)):
+        stage["accuracy_over_majority"] = score(gain, 0.05, 64)
+        assert verdicts("finetune", stage) == {"It is right more often than always saying the commonest label": holds}

@@ -92,3 +92,13 @@ def test_the_terminal_s_lines_have_mean_spread_and_paired_difference(grid: Path)
     assert lines[0].strip().startswith("pretrain: bits per byte, mean over seeds")
     assert " ± " in lines[1] and lines[2].split("  ")[-1].startswith("-0.200 [-0.200 to -0.200] (n = 3)")
     assert describe({"main": None, "first": None, "summary": {}}) == ""
+
+
+def test_arms_that_are_fine_tuned_for_a_task_are_compared_by_it() -> None:
+    from lmlab.report.grid import _main
+
+    bits, accuracy = "pretrain.bits_per_byte.after", "finetune.accuracy.after"
+    arms = {"a": {"scores": {bits: {"values": [1.0, 2.0]}, accuracy: {"values": [0.5, 0.6]}}}}
+    assert _main(arms, False) == accuracy
+    arms["a"]["scores"].pop(accuracy)
+    assert _main(arms, False) == bits

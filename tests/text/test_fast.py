@@ -76,11 +76,13 @@ def test_every_code_point_is_cut_alike(expression: str, whole: bool) -> None:
 
 
 def test_many_threads_and_hard_texts_change_nothing(tokenizer) -> None:
-    hard = [" " * 50_000, "a" * 50_000, "\n" * 30_000 + "x", "!" * 50_000, "日" * 20_000, ""]
+    hard = ["\0no token\0", " " * 50_000, "a" * 50_000, "\n" * 30_000 + "x", "!" * 50_000, "日" * 20_000, ""]
     expected = tokenizer.encode_batch(hard)
     assert tokenizer.encode_many(hard) == expected == tokenizer.encode_many(hard, threads=2)
-    with pytest.raises(UnicodeEncodeError):
-        tokenizer.fast(["\ud800"])
+    assert [ids.tolist() for ids in tokenizer.encode_arrays(hard)] == expected
+    for encode in (tokenizer.fast, tokenizer.fast.arrays):
+        with pytest.raises(UnicodeEncodeError):
+            encode(["\ud800"])
 
 
 def test_it_is_not_taken_where_ids_could_differ(tokenizer) -> None:

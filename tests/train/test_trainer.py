@@ -1,6 +1,5 @@
-"""Cutting a step into micro-batches changes nothing; neither does being killed and resumed; damage is passed over."""
+"""Cutting a step into micro-batches changes nothing; neither does being killed and resumed."""
 
-import json
 import math
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from lmlab.objective.batch import Batch
 from lmlab.objective.language_model import LanguageModel
 from lmlab.progress import Metrics, read_jsonl
 from lmlab.run import Context, write_json
-from lmlab.train import checkpoint
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.schedule import ScheduleConfig, rate
 from lmlab.train.step import accumulate, make_forward
@@ -116,49 +114,6 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path, optimizer
     assert len(steps) == 12
 
 
-@pytest.mark.parametrize("file", ["network.safetensors", "optimizer.safetensors", "state.json"])
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    config = settings_of()
-    whole = trained(tmp_path / "whole", config)
-    with pytest.raises(Killed):
-        trained(tmp_path / "cut", config, 9)
-    newest = checkpoint.listed(tmp_path / "cut" / "checkpoints")[-1]
-    assert newest.name == "step-00000008"
-    content = bytearray((newest / file).read_bytes())
-    if file == "state.json":
-        del content[len(content) // 2 :]
-    else:
-        content[len(content) // 2] ^= 255
-    (newest / file).write_bytes(content)
-    assert_same(whole, trained(tmp_path / "cut", config))
-    assert "step-00000008: is damaged" in capsys.readouterr().err
-
-
-def test_a_half_written_checkpoint_is_not_seen(tmp_path: Path) -> None:
-    config = settings_of()
-    with pytest.raises(Killed):
-        trained(tmp_path, config, 6)
-    half = tmp_path / "checkpoints" / ".step-00000005.tmp"
-    half.mkdir()
-    (half / "network.safetensors").write_bytes(b"half")
-    assert [path.name for path in checkpoint.listed(tmp_path / "checkpoints")] == ["step-00000004"]
-
-
-def test_only_the_newest_are_kept_and_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
-    config = settings_of(keep=2)
-    first = trained(tmp_path, config)
-    kept = [path.name for path in checkpoint.listed(tmp_path / "checkpoints")]
-    assert kept == ["step-00000008", "step-00000012"]
-    assert_same(first, trained(tmp_path, config, last=0))  # no step is made again
-
-
-def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
-    trained(tmp_path, settings_of())
-    other = Transformer(CONFIG.model_copy(update={"tie_embeddings": False}))
-    with pytest.raises(Failed, match="holds other weights than this network"):
-        fit(other, LanguageModel(), Source(), settings_of(), context_at(tmp_path))
-
-
 def test_a_loss_that_is_no_number_stops_before_the_weights_change(tmp_path: Path) -> None:
     network = Transformer(CONFIG).initialise(0)
 
@@ -197,11 +152,3 @@ def test_schedules_rise_then_fall_to_their_end(name: str, warmup: float, final: 
     assert all(a >= b - 1e-9 for a, b in zip(rates[peak:], rates[peak + 1 :]))
     if name != "constant" and steps > 5 + warmup:
         assert rates[-1] == pytest.approx(final, abs=1e-6)
-
-
-def test_a_checkpoint_s_state_is_plain_json(tmp_path: Path) -> None:
-    trained(tmp_path, settings_of())
-    newest = checkpoint.listed(tmp_path / "checkpoints")[-1]
-    state = json.loads((newest / "state.json").read_text())
-    assert state["step"] == 12
-    assert set(state["sha256"]) == {"network.safetensors", "optimizer.safetensors"}

@@ -39,7 +39,7 @@ from lmlab.train.schedule import ScheduleConfig
 from lmlab.train.step import accumulate, make_forward, matrix_library
 from lmlab.train.trainer import TrainConfig, fit
 
-RATIO_TOLERANCE = {"float32": 1e-5, "float32-onednn": 1e-5, "bfloat16": 0.05}
+RATIO_TOLERANCE = {"float32": 1e-5, "float32-onednn": 1e-5, "bfloat16": 0.05, "float16": 0.05}
 """How far the first ratio may be from 1 on average: rounding in float32; about two digits in bfloat16, where the
 sampler works in float32 (guessed, not measured)."""
 

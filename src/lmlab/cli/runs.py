@@ -50,6 +50,7 @@ def _stage_verb(name: str, summary: str) -> None:
 for _name, _summary in (
     ("pretrain", "Pretrain a language model."),
     ("sft", "Fine-tune on instructions."),
+    ("finetune", "Fine-tune for one task with a classification head (GPT-1)."),
     ("reward", "Train a reward model."),
     ("ppo", "Align by reinforcement learning (PPO)."),
 ):
@@ -94,6 +95,27 @@ def launch(
     )
     text = jobs.write(kind, job, file)
     print(f"written: {file}" if file else text, end="\n" if file else "")
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(help="How many devices. Default: what this machine has.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="h100, a100, ...; left out: what is here, measured.")] = None,
+    utilisation: Annotated[float, typer.Option(help="Share of the peak that products are assumed to reach.")] = 0.5,
+    arm: Annotated[str | None, typer.Option(help="Of a recipe with arms: which. Default the first.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What pretraining would need elsewhere: memory by part, a layout and why, speed, days. Nothing is trained."""
+    from lmlab import recipe as recipes
+    from lmlab.train.planner import hardware
+    from lmlab.train.planner.plan import describe, make
+
+    read = recipes.load(recipe, overrides or [])
+    device, count = (hardware.find(gpu), gpus or 1) if gpu else hardware.here(gpus)
+    found = make(read, device, count, utilisation, arm)
+    show(found, as_json, describe(found))
 
 
 @app.command()

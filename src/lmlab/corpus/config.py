@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -35,6 +35,8 @@ class CorpusConfig(Config):
     and near duplicates, duplicate substrings, decontamination. All treat both splits alike, except that the last five
     favour the held-out part."""
 
+    apart: ClassVar[frozenset[str]] = frozenset({"engine", "threads", "ray_address"})
+
     sources: list[SourceConfig] = Field(
         default_factory=lambda: [
             SourceConfig(name="code", path="python:stdlib", extract="code"),
@@ -64,9 +66,10 @@ class CorpusConfig(Config):
     """Input bytes in a shard, the unit of parallel work and of resuming (a file is never split over shards)."""
     threads: int | None = Field(default=None, ge=1)
     """How many tasks at a time. Default: the cores that this process may use. The output does not depend on it."""
-    engine: EngineName = "threads"
-    """`threads`; `processes`, for steps that hold the GIL; `ray`, on a Ray cluster whose nodes all see the run directory
-    and the sources under the same paths. The output does not depend on it."""
+    engine: EngineName = "auto"
+    """`threads`; `processes`, which on several cores are faster; `auto`, processes where there is text enough to be worth
+    their start; `ray`, on a Ray cluster whose nodes all see the run directory and the sources under the same paths. The
+    output does not depend on it."""
     ray_address: str | None = None
     """The Ray cluster. Default: RAY_ADDRESS, else one of this machine's own, started for the build."""
     normalise: Normalise = Normalise()

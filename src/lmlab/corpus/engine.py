@@ -25,7 +25,10 @@ from lmlab.progress import bar
 from lmlab.run import digest
 
 IDENTITY = b"lmlab.identity"
-EngineName = Literal["threads", "processes", "ray"]
+EngineName = Literal["auto", "threads", "processes", "ray"]
+PROCESSES_BYTES = 48 << 20
+"""From so much text on, `auto` takes processes: their server takes some 2 CPU seconds to start, the time of about so much
+text."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,17 @@ def done(task: Task) -> bool:
 
 
 @contextlib.contextmanager
-def workers(engine: EngineName = "threads", *, threads: int | None = None, address: str | None = None) -> Iterator[Any]:
-    """Workers that `run` can be given again and again: processes and a Ray cluster take seconds to start."""
+def workers(
+    engine: EngineName = "threads", *, threads: int | None = None, address: str | None = None, size: float = 0
+) -> Iterator[Any]:
+    """Workers that `run` can be given again and again: processes and a Ray cluster take seconds to start. `auto` is
+    processes where there are cores for two and `size` bytes of text make them worth it, else threads."""
     from lmlab.corpus import runners
 
-    with runners.RUNNERS[engine](threads or cores(), address) as runner:
+    count = threads or cores()
+    if engine == "auto":
+        engine = "processes" if count > 1 and size >= PROCESSES_BYTES else "threads"
+    with runners.RUNNERS[engine](count, address) as runner:
         yield runner
 
 

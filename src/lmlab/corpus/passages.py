@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lmlab.corpus import store
-from lmlab.corpus.steps.language import identifier
+from lmlab.corpus.identify import identify_text
 from lmlab.errors import Refused
 from lmlab.text.compare import Passage
 
@@ -61,5 +61,5 @@ def _file(file: Path, source: str) -> Iterator[Passage]:
 def _passage(source: str, text: str) -> Passage:
     if len(text.encode()) < 200:
         return Passage(source, "und", text)
-    language, probability = identifier().classify(text[:4000])
+    language, probability = identify_text(text)
     return Passage(source, language if probability >= 0.65 else "und", text)

@@ -7,15 +7,20 @@ again, at most RETRIES times.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, cast
+
+import pyarrow as pa
 
 from lmlab.corpus import engine
 from lmlab.corpus.engine import Task
@@ -35,7 +40,8 @@ def _again(task: Task, tries: dict[Path, int], what: str) -> None:
 
 
 class Threads:
-    """Threads of this process: the kernels and Arrow let go of the GIL, so that all cores work, and nothing is copied."""
+    """Threads of this process: they are there at once and share all memory. Kernels and Arrow let go of the interpreter's
+    lock; reading, redaction and the making of columns do not."""
 
     def __init__(self, workers: int, address: str | None) -> None:
         self.workers = workers
@@ -61,29 +67,47 @@ class Threads:
 def _work(pipe: Connection) -> None:
     """A worker process: does the tasks it is sent, until the pipe closes (so it ends with its parent)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    pa.set_cpu_count(1)  # there is a worker a core
     while True:
         try:
-            task = pipe.recv()
+            sent = pipe.recv_bytes()
         except (EOFError, OSError):
             return
         error: LmlabError | None = None
+        what: object = "a task"
         try:
+            task = pickle.loads(sent)
+            what = task.out
             engine.perform(task)
         except LmlabError as refused:
             error = refused
         except Exception as other:
-            error = Failed(f"{task.out}: {type(other).__name__}: {other}")
+            error = Failed(f"{what}: {type(other).__name__}: {other}")
         try:
             pipe.send(error)
         except OSError:  # the parent is gone
             return
 
 
+@contextlib.contextmanager
+def _nameless() -> Iterator[None]:
+    """Inside, multiprocessing does not know the file of the main program: it would run it again in each worker, and
+    scripts seldom guard against that. So what is defined in the main program cannot be sent to a worker."""
+    main: Any = sys.modules["__main__"]
+    kept = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(kept)
+
+
 class _Worker:
     def __init__(self, context: Any) -> None:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs,), daemon=True)
-        self.process.start()
+        with _nameless():
+            self.process.start()
         theirs.close()
         self.task: Task | None = None
 
@@ -96,14 +120,22 @@ class _Worker:
 
 class Processes:
     """Processes of this machine, for steps that hold the GIL. One that dies (a crash, the kernel's out-of-memory killer)
-    is named and replaced, and its task tried again."""
+    is named and replaced, and its task tried again. They are forked from a server that has loaded what they need (see
+    `preload`) while this process lists its sources: a fork of this process would copy locks that Arrow's threads hold."""
 
     def __init__(self, workers: int, address: str | None) -> None:
         self.count = workers
-        self.context = multiprocessing.get_context("spawn")  # a fork would copy locks that Arrow's threads hold
+        forks = "forkserver" in multiprocessing.get_all_start_methods()
+        self.context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         self.workers: list[_Worker] = []
 
     def __enter__(self) -> Processes:
+        if self.context.get_start_method() == "forkserver":
+            from multiprocessing.forkserver import ensure_running
+
+            self.context.set_forkserver_preload(["lmlab.corpus.preload"])
+            with _nameless():
+                ensure_running()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,7 +149,7 @@ class Processes:
             while queue and (worker := self._idle()) is not None:
                 task = queue.pop()
                 try:
-                    worker.pipe.send(task)
+                    worker.pipe.send_bytes(pickle.dumps(task))
                 except OSError:  # it died while it had nothing to do
                     self.workers.remove(worker)
                     queue.append(task)

@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -28,12 +30,13 @@ from lmlab.run import write_atomic, write_json
 
 Document = tuple[str, str, str]
 """(id, source, text)."""
+Ids = Sequence[int] | np.ndarray
 
 SHARD_TOKENS = 1 << 27
 """A shard is closed at the first document that ends beyond so many tokens: 256 MiB in uint16."""
 
 FORMAT = 2
-_BATCH = 256
+_BATCH, _BATCH_CHARACTERS = 256, 1 << 20
 
 
 class Joined:
@@ -135,16 +138,18 @@ class Shards:
 def write_shards(
     folder: Path,
     documents: Iterable[Document],
-    encode: Callable[[list[str]], Sequence[Sequence[int]]],
+    encode: Callable[[list[str]], Sequence[Ids]],
     *,
     end_of_text: int,
     vocabulary: int,
     tokenizer: str = "",
     dtype: Literal["auto", "uint16", "uint32"] = "auto",
     shard_tokens: int = SHARD_TOKENS,
+    threads: int = 1,
 ) -> Shards:
-    """Encode documents in batches into `folder`. What is finished is left as it is; what was cut off goes on after its last
-    whole shard. `documents` must come in the same order each time; `tokenizer` is the tokenizer's fingerprint.
+    """Encode documents in batches, `threads` at a time, into `folder`. What is finished is left as it is; what was cut off
+    goes on after its last whole shard. `documents` must come in the same order each time; `tokenizer` is the fingerprint
+    of the tokenizer.
 
     What was begun with another tokenizer or other settings is begun again. Raises Refused where an id does not fit the type,
     or the folder was finished with another tokenizer or other settings.
@@ -169,36 +174,60 @@ def write_shards(
     rows = iter(documents)
     for _ in islice(rows, sum(entry["documents"] for entry in done)):
         pass
-    for entry in _write(folder, rows, encode, settings, len(done)):
+    for entry in _write(folder, _encoded(rows, encode, threads), settings, len(done)):
         done.append(entry)
     totals = {key: sum(entry[key] for entry in done) for key in ("documents", "tokens")}
     write_json(folder / "index.json", {**settings, **totals, "shards": done})
     return Shards(folder, verify=False)
 
 
+def _batches(rows: Iterator[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += len(row[2])
+        if len(batch) == _BATCH or size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encoded(
+    rows: Iterator[Document], encode: Callable[[list[str]], Sequence[Ids]], threads: int
+) -> Iterator[tuple[Document, Ids]]:
+    """Each document with its ids, in order; up to two batches a thread are being encoded while others are written."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[list[Document], Future[Sequence[Ids]]]] = deque()
+        for batch in _batches(rows):
+            waiting.append((batch, pool.submit(encode, [text for _, _, text in batch])))
+            if len(waiting) > 2 * threads:
+                done, ids = waiting.popleft()
+                yield from zip(done, ids.result(), strict=True)
+        while waiting:
+            done, ids = waiting.popleft()
+            yield from zip(done, ids.result(), strict=True)
+
+
 def _write(
     folder: Path,
-    rows: Iterator[Document],
-    encode: Callable[[list[str]], Sequence[Sequence[int]]],
+    rows: Iterator[tuple[Document, Ids]],
     settings: dict[str, Any],
     number: int,
 ) -> Iterator[dict[str, Any]]:
     """Write shards from `number` on, and yield the entry of each when it is whole."""
     kind, first = np.dtype(settings["dtype"]), settings["end_of_text"]
-    waiting: list[tuple[Document, Sequence[int]]] = []
     more = True
-    while more or waiting or number == 0:
+    while more or number == 0:
         starts, written, names, places = [0], 0, [], []
         with (folder / f".{_name('tokens', number)}.tmp").open("wb") as file:
             while written < settings["shard_tokens"]:
-                if not waiting:
-                    batch = list(islice(rows, _BATCH))
-                    more = bool(batch)
-                    waiting = list(zip(batch, encode([text for _, _, text in batch]), strict=True)) if batch else []
-                    waiting.reverse()
-                if not waiting:
+                found = next(rows, None)
+                if found is None:
+                    more = False
                     break
-                (name, source, _), ids = waiting.pop()
+                (name, source, _), ids = found
                 row = np.empty(len(ids) + 1, np.int64)
                 row[0], row[1:] = first, ids
                 if row.max() >= settings["vocabulary"]:

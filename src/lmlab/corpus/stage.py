@@ -6,6 +6,7 @@ Work goes on in `.work` beside the results and is kept there by shard until all 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -56,7 +57,9 @@ def run(context: Context) -> dict[str, Any]:
         context.metrics.rewind(0)
         listings = _listings(context)
         try:
-            with engine.workers(config.engine, threads=config.threads, address=config.ray_address) as runner:
+            size = math.inf if any(source.path.startswith("hf:") for source in config.sources) else 0
+            size += sum(file.weight for found in listings for file in found.files)
+            with engine.workers(config.engine, threads=config.threads, address=config.ray_address, size=size) as runner:
                 tasks, rejected = _make(context, runner, listings, work)
         except OSError as error:  # of what is no task; a full disk, above all
             where = error.filename or out

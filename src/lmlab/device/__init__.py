@@ -2,7 +2,7 @@
 measured."""
 
 from lmlab.device.doctor import advice, choose_precision, describe, doctor
-from lmlab.device.machine import compiler, cores, memory, processor
+from lmlab.device.machine import compiler, cores, memory, processor, quiet_compiling
 from lmlab.device.speed import gpus, matmul_peaks, read_bandwidth
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "matmul_peaks",
     "memory",
     "processor",
+    "quiet_compiling",
     "read_bandwidth",
 ]

@@ -5,6 +5,7 @@ What cannot be found out is None.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -142,6 +143,14 @@ def processor(root: Path = Path("/")) -> dict[str, Any]:
             flags = set(value.split())
     known = None if flags is None else {each: any(f in flags for f in names) for each, names in INSTRUCTIONS.items()}
     return {"name": name or platform.processor() or None, "architecture": platform.machine(), "instructions": known}
+
+
+def quiet_compiling() -> None:
+    """Before torch compiles: leave out its line on a CUDA toolkit without a GPU, which says nothing of what is compiled for
+    a CPU. A level that someone set stays."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.ERROR)
 
 
 def compiler() -> dict[str, Any]:

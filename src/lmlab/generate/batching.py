@@ -17,7 +17,7 @@ from lmlab.generate.attend import CHUNK
 from lmlab.generate.cache import Cache, Row
 from lmlab.generate.compiled import CompiledDecoder
 from lmlab.generate.constrain import Constraint
-from lmlab.generate.decoders import AnyDecoder
+from lmlab.generate.decoders import AnyDecoder, last_states
 from lmlab.generate.infill import Blank
 from lmlab.generate.prefixes import Key, Prefixes, shareable
 from lmlab.generate.sampling import Chooser, Sampling, likeliest, penalise, uniforms
@@ -253,7 +253,8 @@ class Scheduler:
             for at, row in zip(places, rows):
                 for index, block in enumerate(begins[row]):
                     place.write_row(at, block, index * CHUNK)
-            hidden_ND = self.decoder.prefill(
+            hidden_BD = last_states(
+                self.decoder,
                 [request.prompt[starts[row] :] for row, request in zip(rows, batch)],
                 cache=place,
                 rows=places,
@@ -261,12 +262,10 @@ class Scheduler:
                 sources=[request.source for request in batch],
                 prefix=True,
             )
-            self.prefilled_tokens += len(hidden_ND)
+            self.prefilled_tokens += sum(len(request.prompt) - starts[row] for row, request in zip(rows, batch))
             sources = {request.source for request in batch if request.said is request.source}
             self.prefilled_tokens += sum(len(source or ()) for source in sources)
-            lengths = [len(request.prompt) - starts[row] for row, request in zip(rows, batch)]
-            ends = torch.tensor(lengths, device=hidden_ND.device).cumsum(0) - 1
-            logits |= dict(zip([request.given for request in batch], self.decoder.logits(hidden_ND[ends])))
+            logits |= dict(zip([request.given for request in batch], self.decoder.logits(hidden_BD)))
             for at, row in zip(places, rows):
                 self.shared.keep(self.active[row].prompt, place, at)
                 if apart:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmlab.device import quiet_compiling
 from lmlab.errors import Refused
 from lmlab.generate.attend import Terms
 from lmlab.generate.cache import Cache
@@ -59,6 +60,7 @@ class CompiledDecoder(ModuleDecoder):
         on_gpu = model.embedding.weight.device.type == "cuda"
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
         mode: Any = {"mode": "reduce-overhead"} if on_gpu and backend == "inductor" else {}
+        quiet_compiling()
         self._step = torch.compile(self._plain, dynamic=False, fullgraph=True, backend=backend, **mode)
         super().__init__(model, precision)
 

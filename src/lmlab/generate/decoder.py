@@ -24,6 +24,9 @@ from lmlab.generate.cache import Cache
 from lmlab.generate.kernels import attend_cached, attend_parallel, parts, spread
 from lmlab.generate.mapped import as_it_is
 from lmlab.generate.packed import rowwise
+from lmlab.generate.prompt import CompiledLayer, Rotation, read_prompts
+from lmlab.generate.prompt_attention import spans_of
+from lmlab.generate.simd import ROWS
 from lmlab.generate.step import ACTIVATION_CODES, layer_step
 from lmlab.generate.weights import Layer, Norm, Precision, head_of, lay_out, scale_to_unit
 from lmlab.model.config import ModelConfig
@@ -32,9 +35,6 @@ from lmlab.model.transformer import Block, Transformer
 
 Attend = Callable[[int, Tensor], Tensor]
 """(layer, qkv (N, (H + 2 G) K) as the product gives it) -> what the heads found, (N, H K)."""
-
-CompiledLayer = tuple[Any, Any]
-"""(the two norms, the four matrices) of a layer, as `layer_step` takes them."""
 
 
 KNOWN = frozenset(
@@ -87,7 +87,7 @@ class Decoder:
         self.cos, self.sin = (each.cpu().numpy() for each in angles)
         blocks = cast(list[Block], list(self.model.blocks))
         self.layers: list[Layer] = [lay_out(block, self.precision, rotated) for block in blocks]
-        self.steps = [_compiled_layer(layer) for layer in self.layers]
+        self.steps = [self._compiled_layer(layer) for layer in self.layers]
         # Type of the keys and values that the scheduler's cache holds for it. At 32 rows reading them takes as long as
         # reading bfloat16 weights, so they are no wider.
         narrow = self.precision != "float32" and all(self.steps)
@@ -115,8 +115,10 @@ class Decoder:
         starts: Sequence[int] | None = None,
         sources: Sequence[Sequence[int] | None] | None = None,
         prefix: bool = False,
+        last: bool = False,
     ) -> Tensor:
-        """Hidden states before the final norm of several sequences, one after another, (N, D).
+        """Hidden states before the final norm of several sequences, one after another, (N, D); with `last` those of each
+        sequence's last token alone, (B, D).
 
         `positions` default to starts[i], starts[i] + 1, ...; `masks[i]` (T, starts[i] + T), True where a token sees
         another, defaults to causal. With a cache, sequence i's keys and values go to row `rows[i]`, which holds the
@@ -127,6 +129,14 @@ class Decoder:
         flat = torch.tensor(list(itertools.chain.from_iterable(tokens)), device=self.device)
         where = positions or [range(start, start + n) for start, n in zip(starts, lengths)]
         positions_N = torch.tensor(list(itertools.chain.from_iterable(where)), device=self.device)
+        in_order = positions is None or all(list(p) == list(range(s, s + n)) for p, s, n in zip(where, starts, lengths))
+        if in_order and not any(mask is not None for mask in masks or ()) and self._reads_compiled(cache, len(flat)):
+            caches, held = ([], [0] * len(lengths)) if cache is None else (cache.arrays, rows)
+            spans = spans_of(lengths, starts, held)
+            heads = (self.config.heads, self.kv_heads, self.head_dim)
+            x_ND = self._embed(flat, positions_N)
+            narrow = self.kept == torch.bfloat16
+            return torch.from_numpy(read_prompts(x_ND.numpy(), self._ready, spans, caches, heads, narrow, last))
         turn = None if self.turn is None else self.turn[positions_N][:, None]
         rows_N = torch.tensor([row for row, n in zip(rows, lengths) for _ in range(n)], device=self.device)
 
@@ -140,7 +150,13 @@ class Decoder:
                 before = [cache.data[layer, row, :, :, :start] if start else None for row, start in held]
             return self._attend_sequences(qkv, lengths, masks, before, cache is not None)
 
-        return self._run(flat, positions_N, attend)
+        hidden_ND = self._run(flat, positions_N, attend)
+        return hidden_ND[torch.tensor(lengths, device=self.device).cumsum(0) - 1] if last else hidden_ND
+
+    def _reads_compiled(self, cache: Cache | None, tokens: int) -> bool:
+        """Whether prompts go through `read_prompts`. A few rows on several threads go faster by spreading each product."""
+        there = all(self.steps) and (cache is None or bool(cache.arrays))
+        return there and (torch.get_num_threads() == 1 or tokens >= 2 * ROWS)
 
     def decode(self, tokens: list[int], positions: list[int], cache: Cache) -> Tensor:
         """Hidden states (B, D) of one new token for each of the cache's first B rows, at its position."""
@@ -166,10 +182,23 @@ class Decoder:
 
     def _step(self, x: np.ndarray, positions: np.ndarray, cache: Cache, rows: slice) -> None:
         """Rows x (B, D) through all layers, in place."""
-        activation = ACTIVATION_CODES[self.config.activation]
-        for index, (layer, (norms, matrices)) in enumerate(zip(self.layers, cast(list[CompiledLayer], self.steps))):
-            where = (cache.arrays[index][rows], positions, layer.qk_gain_array, self.eps32)
-            layer_step(x, norms, matrices, activation, layer.gated, *where, self.cos, self.sin, self.scale)
+        for layer, array in zip(self._ready, cache.arrays):
+            where = (array[rows], positions, *layer.rotation, self.scale)
+            layer_step(x, layer.norms, layer.matrices, layer.activation, layer.gated, *where)
+
+    @property
+    def _ready(self) -> list[CompiledLayer]:
+        return cast(list[CompiledLayer], self.steps)
+
+    def _compiled_layer(self, layer: Layer) -> CompiledLayer | None:
+        """A layer as compiled functions take it; None where the processor has no kernel for its matrices."""
+        panels = [each.panels for each in (layer.qkv, layer.out, layer.up, layer.down)]
+        if any(each is None for each in panels):
+            return None
+        norms = (layer.attention_norm.arrays, layer.feed_forward_norm.arrays)
+        matrices = cast(Any, tuple(each.packed for each in panels if each is not None))
+        rotation = Rotation(layer.qk_gain_array, self.eps32, self.cos, self.sin)
+        return CompiledLayer(norms, matrices, ACTIVATION_CODES[self.config.activation], layer.gated, rotation)
 
     def _embed(self, tokens_N: Tensor, positions_N: Tensor) -> Tensor:
         x_ND = F.embedding(tokens_N, self.embedding).float()
@@ -227,15 +256,6 @@ class Decoder:
                 mixed = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=mask is None)
             out[span] = mixed.transpose(1, 2).reshape(B * T, self.inner)
         return out
-
-
-def _compiled_layer(layer: Layer) -> CompiledLayer | None:
-    """(norms, matrices) as `layer_step` takes them; None where the processor has no kernel for them."""
-    matrices = [each.panels for each in (layer.qkv, layer.out, layer.up, layer.down)]
-    if any(each is None for each in matrices):
-        return None
-    norms = (layer.attention_norm.arrays, layer.feed_forward_norm.arrays)
-    return norms, tuple(each.packed for each in matrices if each is not None)
 
 
 def _attend_in_chunks(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:

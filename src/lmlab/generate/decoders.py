@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from lmlab.generate.compiled import CompiledDecoder
 from lmlab.generate.decoder import Decoder, unsupported
 from lmlab.generate.module_decoder import ModuleDecoder
@@ -17,3 +23,12 @@ def decoder_for(model: Transformer, precision: Precision = "float32", compile: b
     if compile:
         return CompiledDecoder(model, precision)
     return Decoder(model, precision) if unsupported(model.config) is None else ModuleDecoder(model, precision)
+
+
+def last_states(decoder: AnyDecoder, prompts: Sequence[Sequence[int]], **where: Any) -> Tensor:
+    """Hidden states before the final norm of each prompt's last token, (B, D); `where` as `prefill` takes it. The fast
+    decoder computes no more of its last layer than they need."""
+    if isinstance(decoder, Decoder):
+        return decoder.prefill(prompts, last=True, **where)
+    hidden_ND = decoder.prefill(prompts, **where)
+    return hidden_ND[torch.tensor([len(prompt) for prompt in prompts], device=hidden_ND.device).cumsum(0) - 1]

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from lmlab.address import is_address, parse_address
 from lmlab.errors import Refused
+from lmlab.generate.classify import ClassifierModel
 from lmlab.generate.engine import Engine, Piece, Sampling
 from lmlab.generate.mapped import untouched
 from lmlab.generate.remote import RemoteModel
 from lmlab.generate.sampling import one_each, stops_of
 from lmlab.generate.score import Scored
 from lmlab.generate.weights import Precision
+from lmlab.model.classifier import facts_of
 from lmlab.model.store import load_model, resolve
 from lmlab.model.transformer import Transformer
 from lmlab.text.chat import Renderer
@@ -50,6 +52,8 @@ def load(
     are under way at once. `tokenizer`: a directory with its tokenizer, where it is at hand; see `RemoteModel.score`.
 
     `compile`: decode by a compiled step of fixed shapes, see `Engine`.
+
+    The directory of a classifier (stage `finetune`) gives a `classify.ClassifierModel`, which answers `classify` alone.
     """
     if is_address(reference):
         if precision != "float32" or device != "cpu" or compile:
@@ -60,6 +64,10 @@ def load(
     if tokenizer is not None:
         raise Refused(f"{reference}: tokenizer is for api: models; a directory has its own")
     folder = resolve(reference)
+    if facts_of(folder) is not None:
+        if precision != "float32" or compile:
+            raise Refused(f"{reference}: is a classifier, which is read in float32; leave precision and compile out")
+        return cast(Model, ClassifierModel.open(folder, device))
     network = load_model(folder).to(device)
     _trim()
     found = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None

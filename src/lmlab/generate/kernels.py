@@ -80,23 +80,35 @@ def exponentials(w: np.ndarray, powers: np.ndarray, bits: np.ndarray, n: int) ->
 
 
 @_compiled
-def _softmax(w: np.ndarray, powers: np.ndarray, bits: np.ndarray, n: int) -> None:  # pragma: no cover (compiled)
-    """softmax of w[:n] in place; `powers` and `bits` as above."""
-    top = np.float32(-3e38)
+def weigh(w: np.ndarray, powers: np.ndarray, bits: np.ndarray, n: int) -> np.float32:  # pragma: no cover (compiled)
+    """w[:n] = exp(w - the largest) in place, and their sum; `powers` and `bits` as above."""
+    ordered = w.view(np.int32)
+    top_bits = np.int32(-0x80000000)
     for s in range(n):
-        top = max(top, w[s])
+        # In this order the bits of floats are whole numbers that grow as they do, and those are compared 16 at a time.
+        b = ordered[s]
+        top_bits = max(top_bits, b ^ ((b >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+    bits[0] = top_bits ^ ((top_bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+    top = powers[0]
     for s in range(n):
         w[s] -= top
     exponentials(w, powers, bits, n)
     total = np.float32(0)
     for s in range(n):
         total += w[s]
+    return total
+
+
+@_compiled
+def _softmax(w: np.ndarray, powers: np.ndarray, bits: np.ndarray, n: int) -> None:  # pragma: no cover (compiled)
+    """softmax of w[:n] in place; `powers` and `bits` as above."""
+    total = weigh(w, powers, bits, n)
     for s in range(n):
         w[s] /= total
 
 
 @_compiled
-def _turn(
+def turn_heads(
     qkv: np.ndarray, heads: int, gains: np.ndarray, eps: np.float32, cos: np.ndarray, sin: np.ndarray
 ) -> None:  # pragma: no cover (compiled)
     """Norm (where there are gains) and rotation (where there are angles) of one token's queries and keys, in place."""
@@ -146,7 +158,7 @@ def attend_rows(  # noqa: PLR0912
         n = positions[b] + 1
         whole = n - n % 4
         if gains.shape[0] or cos.shape[1]:
-            _turn(qkv[b], G * R + G, gains, eps, cos[positions[b]], sin[positions[b]])
+            turn_heads(qkv[b], G * R + G, gains, eps, cos[positions[b]], sin[positions[b]])
         for g in range(G):
             key, value = cache[b, 0, g], cache[b, 1, g]
             # Values are fetched while keys are computed with, and then the next head's keys: memory is read all the

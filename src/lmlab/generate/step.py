@@ -27,7 +27,7 @@ ACTIVATION_CODES = {
 
 
 @_compiled
-def _normalise(
+def normalise(
     x: np.ndarray, norm: tuple[bool, np.float32, np.ndarray, np.ndarray], out: np.ndarray
 ) -> None:  # pragma: no cover (compiled)
     """RMSNorm without its gain, or LayerNorm with what it has."""
@@ -101,6 +101,29 @@ def _activate(  # noqa: PLR0912
 
 
 @_compiled
+def think(
+    x: np.ndarray,
+    norm: tuple[bool, np.float32, np.ndarray, np.ndarray],
+    up: Packed,
+    down: Packed,
+    activation: int,
+    gated: bool,
+) -> None:  # pragma: no cover (compiled)
+    """x += the feed-forward block's output, of rows x (N, D), in place."""
+    N = len(x)
+    normed, raised = np.empty_like(x), np.empty((N, up[1]), np.float32)
+    width = up[1] // 2 if gated else up[1]
+    inner = np.empty((N, width), np.float32)
+    w, powers = np.empty(width, np.float32), np.empty(width, np.float32)
+    bits = powers.view(np.int32)
+    normalise(x, norm, normed)
+    product(up, normed, False, raised)
+    for row in range(N):
+        _activate(activation, raised[row], gated, w, powers, bits, inner[row])
+    product(down, inner, True, x)
+
+
+@_compiled
 def layer_step(
     x: np.ndarray,
     norms: tuple[tuple[bool, np.float32, np.ndarray, np.ndarray], tuple[bool, np.float32, np.ndarray, np.ndarray]],
@@ -123,17 +146,8 @@ def layer_step(
     projected = np.empty((B, qkv[1]), np.float32)
     kv = 2 * cache.shape[2] * cache.shape[4]
     mixed = np.empty((B, qkv[1] - kv), np.float32)
-    _normalise(x, norms[0], normed)
+    normalise(x, norms[0], normed)
     product(qkv, normed, False, projected)
     attend_rows(projected, cache, positions, gains, eps, cos, sin, scale, mixed)
     product(output, mixed, True, x)
-    raised = np.empty((B, up[1]), np.float32)
-    width = up[1] // 2 if gated else up[1]
-    inner = np.empty((B, width), np.float32)
-    w, powers = np.empty(width, np.float32), np.empty(width, np.float32)
-    bits = powers.view(np.int32)
-    _normalise(x, norms[1], normed)
-    product(up, normed, False, raised)
-    for row in range(B):
-        _activate(activation, raised[row], gated, w, powers, bits, inner[row])
-    product(down, inner, True, x)
+    think(x, norms[1], up, down, activation, gated)

@@ -88,13 +88,20 @@ class Attention(nn.Module):
         if self.relative is not None:
             bias_BHTS = self._relative_scores(q_BTHK, place) * self.scale
             q_BTHK = q_BTHK + self.content_bias
+        mixed_BTHK = self.mix(q_BTHK, k_BSGK, v_BSGK, place, bias_BHTS)
+        return self.out(mixed_BTHK.reshape(B, T, self.heads * self.head_dim))
+
+    def mix(
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, place: Place, bias_BHTS: Tensor | None = None
+    ) -> Tensor:
+        """What each query finds of the values, (B, T, H, K). May be replaced where a row's tokens are several networks'."""
         q_BHTK, k_BGSK, v_BGSK = (each.transpose(1, 2) for each in (q_BTHK, k_BSGK, v_BSGK))
         if self.kv_heads != self.heads:
-            k_BGSK = k_BGSK.repeat_interleave(self.heads // self.kv_heads, dim=1)
-            v_BGSK = v_BGSK.repeat_interleave(self.heads // self.kv_heads, dim=1)
+            each_serves = q_BHTK.shape[1] // k_BGSK.shape[1]
+            k_BGSK = k_BGSK.repeat_interleave(each_serves, dim=1)
+            v_BGSK = v_BGSK.repeat_interleave(each_serves, dim=1)
         scores = place.scores(self.pattern, self.scale, self.softcap, bias_BHTS)
-        mixed_BHTK = KERNELS[place.kernel](q_BHTK, k_BGSK, v_BGSK, scores)
-        return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
+        return KERNELS[place.kernel](q_BHTK, k_BGSK, v_BGSK, scores).transpose(1, 2)
 
     def queries(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., H, K), normalised."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -11,12 +13,12 @@ from torch import Tensor, nn
 from lmlab.model.attention import Attention, Place
 from lmlab.model.config import ModelConfig
 from lmlab.model.feed_forward import FeedForward
-from lmlab.model.kernels import Resolved
+from lmlab.model.kernels import Kernel, Resolved
 from lmlab.model.moe import MoE, Routing
 from lmlab.model.norm import PLACEMENTS, deepnorm_constants, norm_of
 from lmlab.model.pattern import FULL
 from lmlab.model.position import alibi_slopes, rotary_table, sinusoid
-from lmlab.model.seeing import Alibi, Buckets, Sight
+from lmlab.model.seeing import Alibi, Buckets, Sight, with_padding
 
 
 class Block(nn.Module):
@@ -84,8 +86,30 @@ class Block(nn.Module):
         return self.feed_forward(x_BTD, routing) if isinstance(self.feed_forward, MoE) else self.feed_forward(x_BTD)
 
 
+@dataclass
+class Seen:
+    """What the blocks of a stack are told of a batch: its tokens a row, positions and segments (padding reckoned in), which of
+    all tokens are real, and what their attention to each other may see."""
+
+    length: int
+    positions_BT: Tensor | None
+    segments_BT: Tensor | None
+    real_N: Tensor | None
+    place: Place
+
+
+def all_there_is(sight: Sight) -> Sight:
+    """What is seen where one network holds all tokens of a row."""
+    return sight
+
+
 class Stack(nn.Module):
-    """Positions, blocks and final norm of an encoder or a decoder: embedded tokens in, hidden states out."""
+    """Positions, blocks and final norm of an encoder or a decoder: embedded tokens in, hidden states out.
+
+    `widened` may be replaced where a row's tokens are several networks': what this one's tokens see of all.
+    """
+
+    widened: Callable[[Sight], Sight] = staticmethod(all_there_is)
 
     cos: Tensor
     sin: Tensor
@@ -141,9 +165,30 @@ class Stack(nn.Module):
             x_BTD = self.embedding_norm(x_BTD)
         return F.dropout(x_BTD, self.config.dropout, self.training)
 
+    def seen(
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor | None,
+        segments_BT: Tensor | None,
+        padding_BT: Tensor | None,
+        prefix_B: Tensor | None,
+        kernel: Kernel,
+    ) -> Seen:
+        """See `Transformer.forward`."""
+        (B, T), device = tokens_BT.shape, tokens_BT.device
+        positions_BT, segments_BT, real_N = with_padding(positions_BT, segments_BT, padding_BT)
+        prefix_BT = None if prefix_B is None else (prefix_B if prefix_B.dim() == 2 else prefix_B[:, None]).expand(B, T)
+        own = (positions_BT, positions_BT, segments_BT, segments_BT)
+        sight = Sight(not self.is_encoder, T, T, device, *own, prefix_BT)
+        if kernel == "auto":
+            small = device.type == "cpu" and T <= 1024
+            kernel = "math" if small or self.config.attention_softcap is not None else "sdpa"
+        return Seen(T, positions_BT, segments_BT, real_N, self.place(sight, positions_BT, kernel))
+
     def place(self, sight: Sight, positions_BT: Tensor | None, kernel: Resolved) -> Place:
         """The `Place` of this stack's attention to itself."""
         config, T = self.config, sight.queries
+        sight = self.widened(sight)
         place = Place(sight, kernel)
         if config.position == "rope":
             if positions_BT is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmlab.errors import Refused, nearest
+from lmlab.model.classifier import facts_of
 from lmlab.model.hub import SpecialTokens
 from lmlab.model.store import load_with_extra, preset_name, read_hub, resolve, write_model
 from lmlab.model.transformer import Transformer
@@ -54,10 +55,13 @@ def export_model(reference: str, out: Path, form: str = "hf", precision: str | N
     count = {"parameters": model.config.parameters()["total"]}
     if form == "gguf":
         if extra:
-            raise Refused(f"{reference}: is a reward model; GGUF is written for language models")
+            what = "reward model" if facts_of(folder) is None else "classifier"
+            raise Refused(f"{reference}: is a {what}; GGUF is written for language models")
         return found | _gguf(model, special, folder, out, precision or "float16") | count
     with folder_atomic(out) as temporary:
-        kind = write_model(temporary, model, special, stops, extra or None, hub.get("model_type"))
+        facts = facts_of(folder)
+        kept = None if facts is None else {name: facts[name] for name in ("kind", "task", "labels")}
+        kind = write_model(temporary, model, special, stops, extra or None, hub.get("model_type"), facts=kept)
         for name in (*TOKENIZER_FILES, "generation_config.json"):  # the source's own word on sampling, where it has one
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, temporary / name)

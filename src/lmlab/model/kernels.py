@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmlab.device import quiet_compiling
 from lmlab.model.pattern import Pattern
 from lmlab.model.seeing import Bias, Sight, look
 from lmlab.model.wide import wide
@@ -80,6 +81,7 @@ def attend_sdpa(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scores: Scores) 
 def _flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
+    quiet_compiling()
     return torch.compile(flex_attention)
 
 

@@ -85,17 +85,29 @@ class Experts(nn.Module):
             if weight is not None:
                 nn.init.normal_(weight, std=0.02)
 
-    def forward(self, x_ND: Tensor, expert: int) -> Tensor:
-        """One expert of some rows."""
+    def weights(self) -> dict[str, Tensor | None]:
+        """The matrices and biases by name. May be replaced where this network holds a part of them."""
+        names = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
+        return {name: getattr(self, name) for name in names}
 
-        def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return F.linear(x, weight[expert], None if bias is None else bias[expert])
+    def forward(self, x_ND: Tensor, sizes: list[int]) -> Tensor:
+        """Rows of which the first `sizes[0]` go through the first expert, the next `sizes[1]` through the second, ..."""
+        held = self.weights()
 
-        up = linear(x_ND, self.up, self.up_bias)
-        inner = (
-            self.activation(up) if self.gate is None else self.activation(linear(x_ND, self.gate, self.gate_bias)) * up
-        )
-        return linear(inner, self.down, self.down_bias)
+        def expert(x: Tensor, number: int) -> Tensor:
+            def linear(x: Tensor, name: str) -> Tensor:
+                weight, bias = held[name], held[f"{name}_bias"]
+                assert weight is not None
+                return F.linear(x, weight[number], None if bias is None else bias[number])
+
+            up = linear(x, "up")
+            inner = self.activation(up) if self.gate is None else self.activation(linear(x, "gate")) * up
+            return linear(inner, "down")
+
+        parts = [expert(rows, number) for number, rows in enumerate(x_ND.split(sizes)) if len(rows)]
+        if not parts:  # the experts keep a gradient, of zeros: whoever sums gradients waits for each of them
+            return x_ND + 0.0 * sum(each.sum() for each in held.values() if each is not None)
+        return torch.cat(parts)
 
 
 class MoE(nn.Module):
@@ -178,9 +190,6 @@ class MoE(nn.Module):
         order = expert_X.argsort(stable=True)
         token_X, weight_X = token_X[order], weights_NC[token_X, choice_X][order]
         sizes = torch.bincount(expert_X, minlength=self.moe.experts).tolist()
-        parts = [self.experts(rows, expert) for expert, rows in enumerate(x_ND[token_X].split(sizes)) if len(rows)]
-        if not parts:  # the experts keep a gradient, of zeros: whoever sums gradients waits for each of them
-            return torch.zeros_like(x_ND) + 0.0 * sum(each.sum() for each in self.experts.parameters())
-        found_XD = torch.cat(parts)
+        found_XD = self.experts(x_ND[token_X], sizes)
         out_ND = torch.zeros(x_ND.shape, dtype=wide_type(x_ND), device=x_ND.device)
         return out_ND.index_add(0, token_X, wide(found_XD) * weight_X[:, None]).to(found_XD.dtype)

@@ -25,7 +25,7 @@ PADDING = -1
 class Sight:
     """`causal`: keys after the query are hidden, but for those in the prefix of a document. Segments (B, T) and (B, S):
     queries see keys of their own segment. `prefix_BS`: length of the prefix of each key's document. Positions default to
-    0, 1, 2, ...
+    0, 1, 2, ... `first`: the first query's place among the keys, where the queries are a part of a row.
     """
 
     causal: bool
@@ -37,6 +37,7 @@ class Sight:
     query_segments_BT: Tensor | None = None
     key_segments_BS: Tensor | None = None
     prefix_BS: Tensor | None = None
+    first: int = 0
 
     def distance(self) -> Tensor:
         """Query position minus key position, (B or 1, T, S)."""
@@ -54,7 +55,8 @@ class Sight:
 
     def is_plain(self, pattern: Pattern) -> bool:
         """Whether `causal` says it all."""
-        return pattern == FULL and self.query_segments_BT is None and self.prefix_BS is None
+        square = not self.causal or self.queries == self.keys
+        return square and pattern == FULL and self.query_segments_BT is None and self.prefix_BS is None
 
     def dense(self, pattern: Pattern = FULL) -> Tensor | None:
         """(B or 1, T, S), True where the query sees the key; None where `causal` says it all."""
@@ -62,7 +64,7 @@ class Sight:
             return None
         seen: Tensor | None = None
         if self.causal:
-            seen = torch.ones(self.queries, self.keys, dtype=torch.bool, device=self.device).tril()
+            seen = torch.ones(self.queries, self.keys, dtype=torch.bool, device=self.device).tril(self.first)
             if self.prefix_BS is not None:
                 seen = seen | (self._key_positions() < self.prefix_BS)[:, None, :]
         if self.query_segments_BT is not None and self.key_segments_BS is not None:
@@ -83,7 +85,7 @@ class Sight:
             seen = i >= 0
             key = look(self.key_positions_BS, b, j)
             if self.causal:
-                seen = j <= i
+                seen = j <= i + self.first
                 if self.prefix_BS is not None:
                     seen = seen | (key < look(self.prefix_BS, b, j))
             if self.query_segments_BT is not None and self.key_segments_BS is not None:
@@ -151,3 +153,16 @@ class Buckets:
 
     def dense(self, distance_BTS: Tensor) -> Tensor:
         return self.table_NH[self._bucket(distance_BTS)].permute(0, 3, 1, 2).to(wide_type(self.table_NH))
+
+
+def with_padding(
+    positions: Tensor | None, segments: Tensor | None, padding: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Padding as a segment of its own and out of the count of positions; and which of all tokens are real, (N,)."""
+    if padding is None:
+        return positions, segments, None
+    real = ~padding.bool()
+    if positions is None:
+        positions = (real.long().cumsum(1) - 1).clamp_min(0)
+    segments = torch.zeros_like(real, dtype=torch.long) if segments is None else segments
+    return positions, torch.where(real, segments, PADDING), real.flatten()

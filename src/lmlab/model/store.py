@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,15 +41,20 @@ LANGUAGE_MODEL_STAGES = ("pretrain", "sft", "ppo")
 
 
 def save_model(
-    folder: Path, model: Transformer, tokenizer: SavedTokenizer, extra: dict[str, Tensor] | None = None
+    folder: Path,
+    model: Transformer,
+    tokenizer: SavedTokenizer,
+    extra: dict[str, Tensor] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model directory: config.json, model.safetensors, generation_config.json, tokenizer files, lmlab.json.
 
-    With `extra` weights (a reward model's `score.weight`) the directory opens as a sequence classifier of one label.
+    With `extra` weights (`score.weight`, a row a label: one of a reward model) the directory opens as a sequence classifier.
+    `facts` are added to lmlab.json; the `labels` among them are the classifier's.
     """
     special = SpecialTokens(tokenizer.eos_id, tokenizer.pad_id, tokenizer.eos_id)
     stops = list(dict.fromkeys((tokenizer.eos_id, tokenizer.end_of_turn_id)))
-    write_model(folder, model, special, stops, extra)
+    write_model(folder, model, special, stops, extra, facts=facts)
     tokenizer.save(folder)
 
 
@@ -61,6 +66,7 @@ def write_model(
     extra: dict[str, Tensor] | None = None,
     prefer: str | None = None,
     limit: int = LIMIT,
+    facts: Mapping[str, Any] | None = None,
 ) -> str:
     """The same without a tokenizer; returns the model_type. `stops`: ids that end an answer. `prefer`: the model_type to
     take where the model fits several families. `limit`: bytes of a weight file.
@@ -73,7 +79,7 @@ def write_model(
     family = family_of_config(config, prefer)
     hub = None if family is None else family.to_hub(config, special)
     if hub is not None and extra is not None:
-        hub = _as_classifier(hub)
+        hub = _as_classifier(hub, (facts or {}).get("labels") or ["score"])
         weights = {name: tensor for name, tensor in weights.items() if name not in _HEAD}
     if family is None or hub is None:
         hub = {
@@ -100,7 +106,7 @@ def write_model(
     write_json(folder / "generation_config.json", kept)
     write_weights(folder, named | (extra or {}), limit)
     kind = "reward" if extra is not None else "language-model"
-    write_json(folder / "lmlab.json", {"kind": kind, "model": config.model_dump(mode="json")})
+    write_json(folder / "lmlab.json", {"kind": kind, "model": config.model_dump(mode="json"), **(facts or {})})
     return str(hub["model_type"])
 
 
@@ -110,13 +116,18 @@ _HEAD = ("head.weight", "head_bias")
 _NO_CLASSIFIER = ("codegen",)
 
 
-def _as_classifier(hub: dict[str, Any]) -> dict[str, Any] | None:
-    """The config.json of the family's sequence classifier of one label, or None where it has none."""
+def _as_classifier(hub: dict[str, Any], labels: Sequence[str]) -> dict[str, Any] | None:
+    """The config.json of the family's sequence classifier of these labels, or None where it has none."""
     name = re.sub("(ForCausalLM|LMHeadModel)$", "ForSequenceClassification", hub["architectures"][0])
     if name == hub["architectures"][0] or hub["model_type"] in _NO_CLASSIFIER:
         return None
-    labels = {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}, "problem_type": "regression"}
-    return hub | {"architectures": [name], **labels}
+    named = {
+        "num_labels": len(labels),
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "problem_type": "regression" if len(labels) == 1 else "single_label_classification",
+    }
+    return hub | {"architectures": [name], **named}
 
 
 def _closest(config: ModelConfig) -> str:

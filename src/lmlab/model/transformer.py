@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lmlab.model.attention import Place
-from lmlab.model.block import Block, Stack
+from lmlab.model.block import Block, Seen, Stack
 from lmlab.model.config import ModelConfig
-from lmlab.model.kernels import Kernel, Resolved
+from lmlab.model.kernels import Kernel
 from lmlab.model.moe import Routing
-from lmlab.model.seeing import PADDING, Sight
+from lmlab.model.seeing import Sight, with_padding
 from lmlab.model.wide import wide
 
 __all__ = ["Block", "Output", "Transformer", "prefix_decoder", "without_storage"]
@@ -94,25 +94,21 @@ class Transformer(Stack):
         Decoding with a cache is the engine's (`generate/decoder.py`).
         Raises ValueError where the sequence is longer than the context or an input belongs to another architecture.
         """
-        B, T = tokens_BT.shape
-        self._check(T, prefix_B, block_positions_BT, encoder_tokens_BS, memory_BSD)
-        positions_BT, segments_BT, real_N = _with_padding(positions_BT, segments_BT, padding_BT)
-        prefix_BT = None if prefix_B is None else (prefix_B if prefix_B.dim() == 2 else prefix_B[:, None]).expand(B, T)
-        sight = Sight(True, T, T, tokens_BT.device, positions_BT, positions_BT, segments_BT, segments_BT, prefix_BT)
-        kernel = self._kernel(T)
-        routing = Routing(real_N)
+        self._check(tokens_BT.shape[1], prefix_B, block_positions_BT, encoder_tokens_BS, memory_BSD)
+        seen = self.seen(tokens_BT, positions_BT, segments_BT, padding_BT, prefix_B, self.kernel)
+        routing = Routing(seen.real_N)
         memory, cross = memory_BSD, None
         if self.encoder is not None:
             if encoder_segments_BS is not None and segments_BT is None:
                 raise ValueError("encoder_segments_BS says which source is whose: segments_BT is needed beside it")
-            source = (encoder_padding_BS, encoder_segments_BS, encoder_positions_BS)
             if memory is None:
                 assert encoder_tokens_BS is not None
+                source = (encoder_padding_BS, encoder_segments_BS, encoder_positions_BS)
                 memory, routing = self._encode(encoder_tokens_BS, *source, routing)
-                routing.real_N = real_N
-            cross = self._cross(T, memory, segments_BT, encoder_segments_BS, encoder_padding_BS, kernel)
-        x_BTD = self.placed(self._embed(tokens_BT), positions_BT, block_positions_BT)
-        x_BTD = self.run(x_BTD, self.place(sight, positions_BT, kernel), routing, memory, cross)
+                routing.real_N = seen.real_N
+            cross = self.crossed(seen, memory, encoder_segments_BS, encoder_padding_BS)
+        x_BTD = self.placed(self._embed(tokens_BT), seen.positions_BT, block_positions_BT)
+        x_BTD = self.run(x_BTD, seen.place, routing, memory, cross)
         return self._output(x_BTD, routing)
 
     def encode(
@@ -140,30 +136,24 @@ class Transformer(Stack):
         S = tokens_BS.shape[1]
         if self.config.context_length < S:
             raise ValueError(f"{S} source tokens are more than the model's context of {self.config.context_length}")
-        positions, segments, found.real_N = _with_padding(positions, segments, padding)
-        sight = Sight(False, S, S, tokens_BS.device, positions, positions, segments, segments)
-        x_BSD = self.encoder.placed(self._embed(tokens_BS), positions, None)
-        return self.encoder.run(x_BSD, self.encoder.place(sight, positions, self._kernel(S)), found), found
+        seen = self.encoder.seen(tokens_BS, positions, segments, padding, None, self.kernel)
+        found.real_N = seen.real_N
+        x_BSD = self.encoder.placed(self._embed(tokens_BS), seen.positions_BT, None)
+        return self.encoder.run(x_BSD, seen.place, found), found
 
-    def _cross(
-        self,
-        T: int,
-        memory_BSD: Tensor,
-        segments_BT: Tensor | None,
-        encoder_segments_BS: Tensor | None,
-        encoder_padding_BS: Tensor | None,
-        kernel: Resolved,
+    def crossed(
+        self, seen: Seen, memory_BSD: Tensor, encoder_segments_BS: Tensor | None, encoder_padding_BS: Tensor | None
     ) -> Place:
         """What the decoder sees of the encoder: all that is no padding, of its own document where these are packed."""
-        B, S = memory_BSD.shape[:2]
+        (B, S), T, kernel = memory_BSD.shape[:2], seen.length, seen.place.kernel
         sight = Sight(False, T, S, memory_BSD.device)
         if encoder_padding_BS is not None or encoder_segments_BS is not None:
-            _, keys, _ = _with_padding(None, encoder_segments_BS, encoder_padding_BS)
-            queries = segments_BT if encoder_segments_BS is not None else None
+            _, keys, _ = with_padding(None, encoder_segments_BS, encoder_padding_BS)
+            queries = seen.segments_BT if encoder_segments_BS is not None else None
             if queries is None:
                 queries = torch.zeros(B, T, dtype=torch.long, device=memory_BSD.device)
             sight = Sight(False, T, S, memory_BSD.device, query_segments_BT=queries, key_segments_BS=keys)
-        return Place(sight, kernel)
+        return Place(self.widened(sight), kernel)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
@@ -216,31 +206,12 @@ class Transformer(Stack):
                 f"encoder_tokens_BS and memory_BSD belong to an encoder-decoder; this is a {config.architecture}"
             )
 
-    def _kernel(self, T: int) -> Resolved:
-        if self.kernel != "auto":
-            return self.kernel
-        small = self.embedding.weight.device.type == "cpu" and T <= 1024
-        return "math" if small or self.config.attention_softcap is not None else "sdpa"
-
     def initialise(self, seed: int) -> Transformer:
         """Random weights by the config's `initialisation`, a fixed function of the seed, whatever was drawn before."""
         from lmlab.model.initialise import initialise
 
         initialise(self, seed)
         return self
-
-
-def _with_padding(
-    positions: Tensor | None, segments: Tensor | None, padding: Tensor | None
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Padding as a segment of its own and out of the count of positions; and which of all tokens are real, (N,)."""
-    if padding is None:
-        return positions, segments, None
-    real = ~padding.bool()
-    if positions is None:
-        positions = (real.long().cumsum(1) - 1).clamp_min(0)
-    segments = torch.zeros_like(real, dtype=torch.long) if segments is None else segments
-    return positions, torch.where(real, segments, PADDING), real.flatten()
 
 
 class _Unfilled(TorchFunctionMode):

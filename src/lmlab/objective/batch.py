@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,26 @@ class Batch:
         """Tokens that are no padding, the source's among them."""
         n = self.tokens_BT.numel() if self.padding_BT is None else int((~self.padding_BT).sum())
         return n if self.encoder_padding_BS is None else n + int((~self.encoder_padding_BS).sum())
+
+
+def filled(batch: Batch, rows: int, kept: int | None = None) -> Batch:
+    """`rows` rows: the batch's first `kept` (None: all that it has), then some that count for nothing."""
+    kept = len(batch.tokens_BT) if kept is None else kept
+    if kept == rows:
+        return batch
+    fields = {name: value for name, value in vars(batch).items() if value is not None}
+    fields.setdefault("padding_BT", torch.zeros_like(batch.mask_BT))
+    if batch.encoder_tokens_BS is not None:
+        # Named segments, so that padding sees padding: a row of scores must not be empty.
+        fields.setdefault("encoder_padding_BS", torch.zeros_like(batch.encoder_tokens_BS, dtype=torch.bool))
+        fields.setdefault("segments_BT", torch.zeros_like(batch.tokens_BT))
+        fields.setdefault("encoder_segments_BS", torch.zeros_like(batch.encoder_tokens_BS))
+    for name, value in fields.items():
+        fields[name] = torch.cat((value[:kept], value[:1].expand(rows - kept, *value.shape[1:])))
+    for name, value in (("mask_BT", False), ("padding_BT", True), ("encoder_padding_BS", True)):
+        if name in fields:
+            fields[name][kept:] = value
+    return dataclasses.replace(batch, **fields)
 
 
 def pad_rows(rows: Sequence[tuple[Sequence[int], Sequence[bool]]], pad_id: int, multiple: int = 16) -> Batch:

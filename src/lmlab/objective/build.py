@@ -165,6 +165,11 @@ def window(config: ObjectiveConfig, architecture: Architecture, context: int) ->
     return largest_text(make_task(config, _Stub()), context, architecture == "encoder-decoder")
 
 
+def lengths(config: ObjectiveConfig, architecture: Architecture, context: int) -> tuple[float, float]:
+    """Mean tokens of source and target that a row of training comes to, before there is a tokenizer."""
+    return make_task(config, _Stub()).lengths(window(config, architecture, context))
+
+
 def needs(config: ObjectiveConfig, architecture: Architecture, context: int) -> tuple[int, tuple[str, ...]]:
     """How many sentinels an objective needs, and which tokens besides."""
     n = window(config, architecture, context)

@@ -152,6 +152,13 @@ def _sft(stage: Stage) -> Iterator[Verdict]:
         yield "Every family improves", False if down else True if len(up) == len(verdicts) else None, evidence
 
 
+def _finetune(stage: Stage) -> Iterator[Verdict]:
+    accuracy, change = at(stage, "accuracy"), score(at(stage, "accuracy_over_majority"))
+    both = score(at(accuracy, "after")), score(at(accuracy, "majority"))
+    claim = "It is right more often than always saying the commonest label"
+    yield _versus(claim, *both, ("model", "commonest label"), percent=True, change=change)
+
+
 def _reward(stage: Stage) -> Iterator[Verdict]:
     accuracy = score(at(stage, "pair_accuracy"))
     yield _over("It ranks held-out pairs better than a coin", accuracy, 0.5, True)
@@ -262,6 +269,7 @@ CLAIMS: dict[str, Callable[[Stage], Iterator[Verdict]]] = {
     "tokenizer": _tokenizer,
     "pretrain": _pretrain,
     "sft": _sft,
+    "finetune": _finetune,
     "reward": _reward,
     "ppo": _ppo,
     "evaluate": _evaluate,

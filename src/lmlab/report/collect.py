@@ -150,7 +150,7 @@ def _stage(folder: Path, entry: Mapping[str, Any], asked: str | None, notes: lis
         "settings": settings if isinstance(settings, dict) else {},
         "plan": plan,
         "machine": provenance["machine"] if isinstance(provenance.get("machine"), dict) else {},
-        "curves": curves(_rows(folder / "metrics.jsonl", notes)),
+        "curves": curves([*_rows(folder / "metrics.jsonl", notes), *_heldout(folder, notes)]),
         **{str(key): value for key, value in results.items() if key not in OWN},
     }
 
@@ -161,6 +161,12 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{path.parent.name}/{path.name} cannot be read: {type(error).__name__}")
         return []
+
+
+def _heldout(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """What was measured while the model trained."""
+    rows = _rows(folder / "heldout.jsonl", notes)
+    return [{"step": row.get("step"), "bits_per_byte": row.get("bits_per_byte")} for row in rows]
 
 
 def _doubts(stage: Mapping[str, Any]) -> Iterator[str]:

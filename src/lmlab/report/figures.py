@@ -26,6 +26,12 @@ WANTED: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
         (("accuracy",), "Token accuracy", ""),
         (("lr",), "Learning rate", ""),
     ),
+    "finetune": (
+        (("task",), "Task loss", "nats an example"),
+        (("accuracy",), "Accuracy on training batches", ""),
+        (("lm",), "Language-model loss beside it", "nats a token"),
+        (("lr",), "Learning rate", ""),
+    ),
     "reward": (
         (("loss",), "Ranking loss", "nats a pair"),
         (("accuracy", "pair_accuracy", "train_accuracy"), "Pairs ranked rightly in training", ""),

@@ -120,6 +120,9 @@ def _main(arms: Mapping[str, Mapping[str, Any]], as_trained: bool) -> str | None
         if found:
             return found[-1]
     paths = headline_paths(arms)
+    tuned = [path for path in paths if path.endswith(".accuracy.after") and varies(arms, path)]
+    if tuned:  # what a model was fine-tuned for
+        return tuned[-1]
     return max(
         [path for path in paths if varies(arms, path)] or paths,
         key=lambda path: sum(path in arm["scores"] for arm in arms.values()),

@@ -50,7 +50,7 @@ STAGE = StageKind(
     inputs=(
         Input(
             "stages",
-            ("corpus", "tokenizer", "pretrain", "sft", "reward", "ppo", "evaluate"),
+            ("corpus", "tokenizer", "pretrain", "sft", "finetune", "reward", "ppo", "evaluate"),
             required=False,
             several=True,
         ),

@@ -31,6 +31,11 @@ TEACH = {
         "the answers alone. Families of tasks that it never saw tell learning to follow instructions from "
         "learning answers by heart."
     ),
+    "finetune": (
+        "Fine-tuning for one task, as GPT-1 did it: the task's texts become one sequence between new start, delimiter "
+        "and extract tokens, a linear head reads what the model makes of the last, and the language model's own loss "
+        "goes on beside the task's. Always saying the commonest label is the rival to beat."
+    ),
     "reward": (
         "Two answers to one prompt are compared, and a copy of the model with a single number as output learns to "
         "score the better one higher (Bradley and Terry's model of a comparison). What counts is whether it ranks "
@@ -63,6 +68,9 @@ LABELS = {
     "exact_match": "exact match",
     "seen": "families tuned on",
     "unseen": "families never seen",
+    "accuracy.majority": "accuracy of always the commonest label",
+    "accuracy_over_majority": "accuracy above the commonest label's",
+    "lm_nats_per_token": "language-model loss on the task's texts, nats a token",
     "pair_accuracy": "held-out pairs ranked rightly",
     "rule_score": "rule score (never trained on)",
     "kl": "KL to the fine-tuned model",
@@ -93,6 +101,7 @@ HEADLINES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("pretrain", ("bits_per_byte", "ngram")),
     ("sft", ("exact_match", "seen")),
     ("sft", ("exact_match", "unseen")),
+    ("finetune", ("accuracy",)),
     ("reward", ("pair_accuracy",)),
     ("ppo", ("reward",)),
     ("ppo", ("rule_score",)),
@@ -156,6 +165,10 @@ def _said(name: str, stage: Mapping[str, Any]) -> Iterator[str]:
         parts = [f"{_from_to(pair, True)} on {label} families" for label, pair in sides if _from_to(pair, True)]
         if parts:
             yield f"Fine-tuning ({name}) moved exact match {' and '.join(parts)}."
+    elif kind == "finetune" and (it := score(at(stage, "accuracy", "after"))):
+        base = score(at(stage, "accuracy", "majority"))
+        against = f" (always the commonest label: {value_of(base, True)})" if base else ""
+        yield f"Fine-tuned for {stage.get('task')}, the model ({name}) is right in {value_of(it, True)}{against}."
     elif kind == "reward" and (it := score(at(stage, "pair_accuracy"))):
         yield f"The reward model ({name}) ranks {value_of(it, True)} of held-out pairs rightly."
     elif kind == "ppo":

@@ -20,6 +20,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from lmlab.text.algorithms import pieces
@@ -32,6 +33,10 @@ VERIFIED = frozenset({pieces(True), pieces(False), GPT2, LLAMA3})
 _LONG_SPACE = re.compile(r"\s{20000}")
 """A run of white space on which tiktoken's regular expressions would exhaust their stack (300,000 passed, 1,000,000 did
 not); such a text goes the slow way."""
+
+
+_NOTHING = "\0no token\0"
+"""A special token that is never read as one."""
 
 
 class FastEncoder:
@@ -52,6 +57,18 @@ class FastEncoder:
             found = [self._encoding.encode_ordinary(text) for text in given]
         for i in rough:
             found[i] = self._slow.encode(texts[i], add_special_tokens=False).ids
+        return found
+
+    def arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The same as arrays (uint32, or int64 where ranks are not ids): a fifth faster, since no list of Python's numbers
+        is made of them, and nearly without the interpreter's lock (both measured)."""
+        found = []
+        for text in texts:
+            if len(text) >= 20000 and _LONG_SPACE.search(text):
+                found.append(np.array(self._slow.encode(text, add_special_tokens=False).ids, np.int64))
+                continue
+            text.encode()
+            found.append(self._encoding.encode_to_numpy(text, disallowed_special=()))
         return found
 
 
@@ -78,7 +95,9 @@ def fast_encoder(backend: Backend) -> FastEncoder | None:
 
     # tiktoken's "ranks" are both the order of merges and the ids; where the two differ, ids are put back afterwards.
     ranks, place = ids
-    encoding = tiktoken.Encoding("lmlab", pat_str=expression, mergeable_ranks=ranks, special_tokens={})
+    # Without any special token tiktoken's encoding to arrays looks for one at each character.
+    nothing = {_NOTHING: max(ranks.values()) + 1}
+    encoding = tiktoken.Encoding("lmlab", pat_str=expression, mergeable_ranks=ranks, special_tokens=nothing)
     return FastEncoder(encoding if place is None else _Renamed(encoding, place), backend)
 
 
@@ -87,10 +106,14 @@ class _Renamed:
 
     def __init__(self, encoding: Any, place: list[int]) -> None:
         self._encoding, self._place = encoding, place
+        self._array = np.array(place, np.int64)
 
     def encode_ordinary(self, text: str) -> list[int]:
         place = self._place
         return [place[rank] for rank in self._encoding.encode_ordinary(text)]
+
+    def encode_to_numpy(self, text: str, disallowed_special: tuple[()]) -> np.ndarray:
+        return self._array[self._encoding.encode_to_numpy(text, disallowed_special=disallowed_special)]
 
     def encode_ordinary_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
         place = self._place

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lmlab.train.sharded import local, part
+from lmlab.train.pieces import Saved
+from lmlab.train.sharded import local
 
 
 class Average:
@@ -35,7 +36,9 @@ class Average:
         """To be kept with a checkpoint; `restore` takes it back."""
         return {**self.mean, "#steps": torch.tensor(self.steps)}
 
-    def restore(self, saved: dict[str, Tensor]) -> None:
-        self.steps = int(saved["#steps"])
+    @torch.no_grad()
+    def restore(self, saved: Saved, group: str) -> None:
+        """Take back what stands in a checkpoint under `group`: of each tensor this rank's part."""
+        self.steps = int(saved.read(f"{group}/#steps"))
         for name, mean in self.mean.items():
-            local(mean).copy_(part(saved[name], mean))
+            local(mean).copy_(saved.part(f"{group}/{name}", mean))

@@ -14,11 +14,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from lmlab.corpus.shards import Shards
 from lmlab.corpus.store import documents
 from lmlab.generate.engine import Engine
 from lmlab.generate.weights import Precision
@@ -47,10 +47,17 @@ def piece_tokens(task: Task, layout: Layout) -> int:
     return 1
 
 
-class Heldout:
-    """The held-out documents of a corpus as tokens, and their bytes."""
+class Documents(Protocol):
+    """Documents as ids, such as token shards hold them."""
 
-    def __init__(self, shard: Shards, tokenizer: Tokenizer, corpus: Path, piece: int) -> None:
+    def __len__(self) -> int: ...
+    def document(self, index: int) -> list[int]: ...
+
+
+class Heldout:
+    """The held-out documents of a corpus as tokens, and the bytes that these spell."""
+
+    def __init__(self, shard: Documents, tokenizer: Tokenizer, corpus: Path, piece: int) -> None:
         """`piece`: see `piece_tokens`."""
         self.shard, self.tokenizer, self.corpus, self.piece = shard, tokenizer, corpus, piece
 
@@ -88,10 +95,15 @@ class Heldout:
     def _continuation_bytes(self) -> list[int]:
         found = []
         for index, row in enumerate(documents(self.corpus, "heldout")):
-            n = len(self.shard.document(index))
-            given = self._first_piece(n + 1) - 1  # tokens of text in the first piece
-            start = self.tokenizer.encoding(row["text"]).offsets[given][0] if given < n else len(row["text"])
-            found.append(len(row["text"][start:].encode("utf-8")))
+            ids = self.shard.document(index)
+            given = self._first_piece(len(ids) + 1) - 1  # tokens of text in the first piece
+            text = self.tokenizer.decode(ids)
+            if text == row["text"]:
+                start = self.tokenizer.encoding(text).offsets[given][0] if given < len(ids) else len(text)
+                found.append(len(text[start:].encode("utf-8")))
+            else:  # the tokenizer lost something, and the model is not asked for more than tokens spell
+                before = self.tokenizer.decode(ids[:given])
+                found.append(max(0, len(text.encode("utf-8")) - len(before.encode("utf-8"))))
         return found
 
     def _bits(

@@ -13,9 +13,9 @@ from lmlab.model.wide import wide
 from lmlab.train.parallel.layout import Layout
 from lmlab.train.sharded import local, whole
 
-TENSOR_HAS_NO_NOISE = (
-    "noise_scale_every goes with data parallelism, and not with parallel.tensor: gradients of its ranks are complete only at "
-    "the end of a step"
+NO_NOISE = (
+    "noise_scale_every goes with data parallelism, and not with parallel.tensor or parallel.pipeline or expert: gradients of "
+    "their ranks are complete only at the end of a step"
 )
 
 
@@ -44,16 +44,20 @@ class NoiseScale:
 
     def __init__(self, parameters: Sequence[Tensor], layout: Layout | None = None, keep: float = 0.9) -> None:
         """`layout`: ranks that have their part of every micro-batch; the gradients are then the whole micro-batch's. Not
-        with tensor parallelism, which completes gradients only at the end of a step. Raises ValueError there."""
+        with tensor, pipeline or expert parallelism, which complete gradients only at the end of a step. Raises ValueError
+        there."""
         self.parameters, self.layout, self.keep = parameters, layout or Layout(), keep
-        if self.layout.tensor > 1:
-            raise ValueError(TENSOR_HAS_NO_NOISE)
+        if max(self.layout.tensor, self.layout.pipeline, self.layout.config.expert) > 1:
+            raise ValueError(NO_NOISE)
         self._before: list[Tensor] = []
         self._squares: list[float] = []
         self.trace = self.square = 0.0
+        self._scale = 1.0
 
-    def begin(self) -> Callable[[], None]:
-        """Before a step whose noise is measured; the function that it returns is to be called after each micro-batch."""
+    def begin(self, scale: float = 1.0) -> Callable[[], None]:
+        """Before a step whose noise is measured, its gradients `scale` times what they are; the function that it returns is
+        to be called after each micro-batch."""
+        self._scale = scale
         self._before = [torch.zeros_like(local(p)) for p in self.parameters]
         self._squares = []
         return self._after
@@ -69,7 +73,7 @@ class NoiseScale:
         """The squared norm of gradients of which each rank holds a part (weights in parts) or a summand."""
         if not self.layout.sharded:
             gradients = [self.layout.total(each) for each in gradients]
-        square = sum(float(wide(each).square().sum()) for each in gradients)
+        square = sum(float(wide(each).square().sum()) for each in gradients) / self._scale**2
         return self.layout.sums({"square": square})["square"] if self.layout.sharded else square
 
     def end(self, sizes: list[int]) -> dict[str, float]:

@@ -17,7 +17,8 @@ from lmlab.model.transformer import Transformer
 from lmlab.train.adafactor import Adafactor
 from lmlab.train.lion import Lion
 from lmlab.train.muon import Muon
-from lmlab.train.sharded import alike, is_part, local, mesh_of, part, whole
+from lmlab.train.pieces import Saved
+from lmlab.train.sharded import alike, is_part, local, mesh_of, whole
 
 
 class OptimizerConfig(Config):
@@ -148,27 +149,35 @@ def named_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer])
     }
 
 
-def restore_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], saved: dict[str, Tensor]) -> None:
-    """Put `named_state`'s tensors back."""
+def restore_state(network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], saved: Saved, group: str) -> None:
+    """Put `named_state`'s tensors back, as they stand in a checkpoint under `group`: of each this rank's part."""
     parameters = dict(network.named_parameters())
-    owner = {id(p): o for o in optimizers for g in o.param_groups for p in g["params"]}
-    for name, value in saved.items():
+    owner = {id(p): (o, g) for o in optimizers for g in o.param_groups for p in g["params"]}
+    for name in saved.names(group):
         parameter_name, key = name.rsplit("/", 1)
-        parameter = parameters[parameter_name]
-        if id(parameter) not in owner:
+        parameter, place = parameters.get(parameter_name), f"{group}/{name}"
+        if parameter is None or id(parameter) not in owner:
             continue  # another rank's
-        lies = is_part(parameter) and value.shape == parameter.shape
-        kept = part(value, parameter).clone() if lies else value
-        kept = kept if key == "step" else kept.to(parameter.device)
-        owner[id(parameter)].state[parameter][key] = alike(kept, parameter) if lies else kept
+        optimizer, settings = owner[id(parameter)]
+        lies = is_part(parameter) and saved.shape(place) == list(parameter.shape)
+        kept = saved.part(place, parameter) if lies else saved.read(place)
+        if key != "step" or settings.get("fused"):  # an optimizer that is not fused counts on the CPU
+            kept = kept.to(parameter.device)
+        optimizer.state[parameter][key] = alike(kept, parameter) if lies else kept
 
 
-def clip(parameters: Sequence[Tensor], largest: float, agree: Callable[[float], float] = float) -> float:
+def clip(
+    parameters: Sequence[Tensor],
+    largest: float,
+    agree: Callable[[float], float] = float,
+    measured: Sequence[Tensor] | None = None,
+) -> float:
     """Scale all gradients so that their global norm is at most `largest` (0: only measure). Returns the norm before.
-    `agree`: the number that all ranks take, so that weights which several of them hold stay alike to the last bit."""
+    `agree`: of this rank's norm the number that all ranks take, so that weights which several of them hold stay alike to the
+    last bit. `measured`: which parameters' gradients make up the norm, None for all."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     by_mesh: dict[Any, list[Tensor]] = {}
-    for gradient in gradients:
+    for gradient in gradients if measured is None else [p.grad for p in measured if p.grad is not None]:
         by_mesh.setdefault(mesh_of(gradient), []).append(gradient)
     norms = [float(whole(torch.nn.utils.get_total_norm(each))) for each in by_mesh.values()]
     norm = agree(norms[0] if len(norms) == 1 else math.hypot(*norms))

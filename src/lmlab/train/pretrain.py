@@ -13,6 +13,7 @@ import numpy as np
 
 from lmlab.corpus.baselines import Baseline
 from lmlab.corpus.baselines import measure as measure_baselines
+from lmlab.corpus.engine import cores
 from lmlab.corpus.shards import Shards, write_shards
 from lmlab.corpus.store import documents
 from lmlab.errors import Failed, Refused
@@ -36,6 +37,7 @@ from lmlab.train.copying import copying
 from lmlab.train.data import ExampleWindows, PackedWindows
 from lmlab.train.heldout import Heldout, piece_tokens
 from lmlab.train.lengths import by_length
+from lmlab.train.live import HELDOUT, SAMPLES, Live, Some
 from lmlab.train.order import EpochOrder, MixedOrder, Order
 from lmlab.train.parallel import Layout as Ranks
 from lmlab.train.parallel import join, misfits
@@ -69,10 +71,11 @@ def prepare(context: Context, tokenizer: Tokenizer, corpus: Path) -> Texts:
             write_shards(
                 folder,
                 ((row["id"], row["source"], row["text"]) for row in documents(corpus, split)),
-                tokenizer.encode_many,
+                tokenizer.encode_arrays,
                 end_of_text=tokenizer.eos_id,
                 vocabulary=tokenizer.vocab_size,
                 tokenizer=tokenizer.fingerprint,
+                threads=cores(),
             )
 
     context.first(write)
@@ -154,10 +157,14 @@ def run(context: Context) -> Mapping[str, Any]:
         layer_norms_every=config.layer_norms_every,
         noise_scale_every=config.noise_scale_every,
         precision=plan["precision"],
+        loss_scale=config.loss_scale,
         compile=plan["compile"],
         checkpoint_seconds=config.checkpoint_seconds,
         checkpoint_steps=config.checkpoint_steps,
         keep=config.keep,
+        keep_best=config.keep_best,
+        keep_every=config.keep_every,
+        log_to=config.log_to,
     )
     batches = Batches(plan["rows"], plan["length"], config.batch_ramp)
     ranks = Ranks(config.parallel, join(context.board))
@@ -166,7 +173,15 @@ def run(context: Context) -> Mapping[str, Any]:
     source = PackedWindows(train, *cut) if packed else ExampleWindows(train, task, _tight(layout, task, length), *cut)
     objective = make_objective(config.objective, config.z_loss)
     last = fit(
-        model, objective, source, settings, context, tokens=lambda batch: batch.size, batches=batches, layout=ranks
+        model,
+        objective,
+        source,
+        settings,
+        context,
+        tokens=lambda batch: batch.size,
+        on_step=_live(context, model, shape, ranks, batches, texts, (task, layout, precision)),
+        batches=batches,
+        layout=ranks,
     )
     model = _whole(model, shape, ranks)
     if model is None:
@@ -214,6 +229,35 @@ def run(context: Context) -> Mapping[str, Any]:
     return {"bits_per_byte": after.value, "parameters": shape.parameters()["total"], "loss": last.get("loss")}
 
 
+def _live(
+    context: Context,
+    model: Transformer,
+    shape: ModelConfig,
+    ranks: Ranks,
+    batches: Batches,
+    texts: Heldout,
+    asked: tuple[Task, Layout, Precision],
+) -> Live | None:
+    """What measures some of the held-out text while the model trains, where the settings ask for it."""
+    config: PretrainConfig = context.config
+    if not config.live.on:
+        return None
+    task, layout, _ = asked
+    some = Some(texts.shard, config.live)
+    few = Heldout(some, texts.tokenizer, texts.corpus, texts.piece)
+    sizes = [len(texts.tokenizer.decode(ids).encode("utf-8")) for ids in some]
+    return Live(
+        context,
+        config.live,
+        model,
+        shape,
+        ranks,
+        batches.tokens_before,
+        lambda now: ratio(few.after(now, *asked), sizes),
+        lambda now: continuations(now, texts.tokenizer, config.prompts, task, layout),
+    )
+
+
 def _order(
     config: PretrainConfig, plan: Mapping[str, Any], train: Shards, seed: int, batches: Batches, beyond: int
 ) -> Order:
@@ -228,7 +272,7 @@ def _whole(model: Transformer, shape: ModelConfig, ranks: Ranks) -> Transformer 
     """Of several ranks the first gets the whole model, on the CPU, and the others nothing. All must call it."""
     if not ranks.several:
         return model
-    weights = gathered(model)
+    weights = gathered(model, ranks)
     if not ranks.leads:
         return None
     whole = Transformer(shape).eval()
@@ -334,4 +378,5 @@ STAGE = StageKind(
     ),
     check=_check,
     distributed=True,
+    logs=frozenset({HELDOUT, SAMPLES}),
 )

@@ -12,9 +12,12 @@ from lmlab.errors import nearest
 from lmlab.model.settings import Architecture
 from lmlab.objective.build import problems
 from lmlab.objective.settings import CausalLM, ObjectiveConfig
-from lmlab.train.measures import TENSOR_HAS_NO_NOISE
+from lmlab.trackers import LogTo
+from lmlab.train.live import LiveConfig
+from lmlab.train.measures import NO_NOISE
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel import ParallelConfig
+from lmlab.train.parallel.schedules import bubble_share
 from lmlab.train.plan import Shape
 from lmlab.train.published import PUBLISHED
 from lmlab.train.ramp import RampConfig
@@ -43,7 +46,7 @@ class PretrainSchedule(ScheduleConfig):
 class PretrainConfig(Config):
     """Settings of pretraining. With `minutes` the shape, steps and precision are sized to this machine."""
 
-    apart: ClassVar[frozenset[str]] = frozenset({"parallel"})
+    apart: ClassVar[frozenset[str]] = frozenset({"parallel", "live", "log_to", "keep_best", "keep_every"})
 
     published: str | None = None
     """The optimisation settings of a published model, where the recipe is silent: gpt3-175b, palm-540b, llama-7b, glm-130b and
@@ -81,8 +84,10 @@ class PretrainConfig(Config):
     layer_norms_every: int | None = Field(default=None, ge=1)
     noise_scale_every: int | None = Field(default=None, ge=1)
     """Log the gradients' norm by layer, and the gradient noise scale (at least 2 micro-batches), every so many steps."""
-    precision: Literal["auto", "float32", "float32-onednn", "bfloat16"] = "auto"
-    """auto: the fastest that a few measured steps find."""
+    precision: Literal["auto", "float32", "float32-onednn", "bfloat16", "float16"] = "auto"
+    """auto: the fastest that a few measured steps find; never float16, which bfloat16 makes needless where there is both."""
+    loss_scale: float = Field(default=65536.0, gt=0)
+    """float16: the scale of the loss that is begun with."""
     kernel: Literal["auto", "math", "sdpa"] = "auto"
     """How attention is computed in training. auto: the faster one here, measured; it may differ in rounding."""
     compile: bool | None = None
@@ -90,8 +95,15 @@ class PretrainConfig(Config):
     checkpoint_seconds: float = Field(default=60, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     keep: int = Field(default=2, ge=1)
+    """Checkpoints kept, the newest; also the best so many, by training loss, and for good every so many steps."""
+    keep_best: int = Field(default=1, ge=0)
+    keep_every: int | None = Field(default=None, ge=1)
     parallel: ParallelConfig = ParallelConfig()
     """How several processes (torchrun) share the work."""
+    live: LiveConfig = LiveConfig()
+    """What `lmlab watch` shows of a run beside its curves."""
+    log_to: LogTo = None
+    """Where the numbers go beside metrics.jsonl: tensorboard, wandb (each an extra); null: tensorboard where installed."""
     before: bool = True
     """Measure the model before training too."""
     baselines: bool = True
@@ -103,6 +115,21 @@ class PretrainConfig(Config):
     """Measure copying from context on so many rows of random tokens that come twice (causal decoders)."""
     prompts: tuple[str, ...] = ("def ", "import ", "Return ", "The ")
     """Beginnings that the report shows continued."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _eight_bits(cls, precision: Any) -> Any:
+        if precision == "float8":
+            import torch
+
+            found = [torch.cuda.get_device_name(each) for each in range(torch.cuda.device_count())]
+            able = any(torch.cuda.get_device_capability(each) >= (8, 9) for each in range(len(found)))
+            here = "which these have" if able else f"found {', '.join(found) or 'no GPU'}"
+            raise ValueError(
+                f"float8 matrix products need a GPU of compute capability 8.9 or later ({here}), and lmlab does not make "
+                "them yet on one: expected bfloat16"
+            )
+        return precision
 
     @field_validator("lengths")
     @classmethod
@@ -128,8 +155,18 @@ class PretrainConfig(Config):
             raise ValueError(
                 "noise_scale_every needs micro_batches of at least 2: the noise is told from their differences"
             )
-        if self.noise_scale_every and self.parallel.tensor > 1:
-            raise ValueError(TENSOR_HAS_NO_NOISE)
+        if self.noise_scale_every and max(self.parallel.tensor, self.parallel.pipeline, self.parallel.expert) > 1:
+            raise ValueError(NO_NOISE)
+        return self
+
+    @model_validator(mode="after")
+    def _pipeline_is_filled(self) -> PretrainConfig:
+        if self.micro_batches < self.parallel.pipeline:
+            raise ValueError(
+                f"parallel.pipeline {self.parallel.pipeline} needs micro_batches of at least as many, better four times (the "
+                f"stages wait for {bubble_share(self.parallel.pipeline, 4 * self.parallel.pipeline):.0%} of the time then); "
+                f"found {self.micro_batches}"
+            )
         return self
 
     @model_validator(mode="after")

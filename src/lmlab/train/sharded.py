@@ -25,22 +25,31 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_part(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def part(full: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor what `like` holds here, as a plain tensor."""
+def span(like: Tensor) -> tuple[list[int], list[int]]:
+    """Where in the whole tensor lies what this rank holds of it: (offset, shape), a number a dimension."""
+    offset, shape = [0] * like.dim(), list(like.shape)
     if not is_part(like):
-        return full
+        return offset, shape
     from torch.distributed.tensor.placement_types import _StridedShard
 
     placements, mesh = like.placements, like.device_mesh  # type: ignore[attr-defined]
     # A strided shard cuts what the dimensions after it have cut already (FSDP over tensor parallel).
     order = sorted(range(len(placements)), key=lambda at: (isinstance(placements[at], _StridedShard), at))
-    found = full
     for at in order:
         if placements[at].is_shard() or isinstance(placements[at], _StridedShard):
             dim = placements[at].dim
-            pieces, place = found.chunk(mesh.size(at), dim), mesh.get_local_rank(at)
-            found = pieces[place] if place < len(pieces) else found.narrow(dim, 0, 0)
-    return found
+            length = -(-shape[dim] // mesh.size(at))  # as torch.chunk cuts: the last ones get less, or nothing
+            start = min(mesh.get_local_rank(at) * length, shape[dim])
+            offset[dim] += start
+            shape[dim] = min(length, shape[dim] - start)
+    return offset, shape
+
+
+def part(full: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor what `like` holds here, as a plain tensor."""
+    for dim, (start, length) in enumerate(zip(*span(like))):
+        full = full.narrow(dim, start, length)
+    return full
 
 
 def alike(tensor: Tensor, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lmlab.device import quiet_compiling
 from lmlab.train.parallel.layout import Layout
 
 
@@ -29,9 +30,13 @@ Source = Callable[[int], list[Any]]
 checkpoint may be taken before this step) and `state() / restore(state)` (plain values kept with a checkpoint)."""
 
 
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The precisions that are types of 16 bits."""
+
+
 def autocast(name: str, device: str = "cpu") -> torch.autocast:
-    """bfloat16 matrix products in the block, for that precision; for the others nothing changes."""
-    return torch.autocast(device, torch.bfloat16, enabled=name == "bfloat16")
+    """16-bit matrix products in the block, for those precisions; for the others nothing changes."""
+    return torch.autocast(device, HALVES.get(name, torch.bfloat16), enabled=name in HALVES)
 
 
 @contextlib.contextmanager
@@ -52,50 +57,70 @@ def accumulate(
     precision_name: str,
     after_each: Callable[[], None] | None = None,
     layout: Layout | None = None,
+    scale: float = 1.0,
 ) -> dict[str, float]:
     """Backward of one optimizer step's micro-batches. Returns the terms' means and the reported numbers.
     `after_each` is called after each micro-batch's backward. On several ranks each has its part of every micro-batch, and
-    the numbers are the whole step's; gradients are the whole's after `layout.finish`.
+    the numbers are the whole step's; gradients are the whole's after `layout.finish`. `scale`: of the gradients (float16).
 
     A network's auxiliary losses (the balance of experts) are statistics of a micro-batch, not sums over it: they are
     averaged over the micro-batches, so cutting a step differently does change them.
     """
     layout = layout or Layout()
+    tally = Tally(objective, batches, layout)
     device = layout.world.device
-    counts: dict[str, int] = {}
-    for batch in batches:
-        for term, n in objective.count(batch).items():
-            counts[term] = counts.get(term, 0) + n
-    if layout.several:
-        counts = {term: round(n) for term, n in layout.sums(counts).items()}
-        batches = [on_device(batch, device) for batch in batches]
-    means = dict.fromkeys(counts, 0.0)
-    reported: dict[str, list[float]] = {}
-    averaged: dict[str, float] = {}
-    for batch in batches:
+    for batch in on_device(batches, layout):
         with autocast(precision_name, device.type):
-            sums, extra, auxiliary = forward(batch)
-        terms = {term: total / counts[term] for term, total in sums.items() if counts[term]}
-        total = sum(objective.weights[term] * value for term, value in terms.items())
-        if PENALTY in auxiliary:
-            total = total + auxiliary[PENALTY] / len(batches)
+            found = forward(batch)
+        total = tally.take(*found)
         if isinstance(total, Tensor):
-            total.backward()
+            (total if scale == 1.0 else total * scale).backward()
         if after_each is not None:
             after_each()
+    return tally.numbers()
+
+
+class Tally:
+    """What the micro-batches of a step add up to."""
+
+    def __init__(self, objective: Objective, batches: list[Any], layout: Layout) -> None:
+        """Counts the step's terms, of all ranks: the network need not have run."""
+        self.objective, self.layout, self.micro_batches = objective, layout, len(batches)
+        counts: dict[str, float] = {}
+        for batch in batches:
+            for term, n in objective.count(batch).items():
+                counts[term] = counts.get(term, 0) + n
+        self.counts = {term: round(n) for term, n in layout.sums(counts).items()}
+        self.terms: dict[str, list[Tensor]] = {term: [] for term in counts}
+        self.reported: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self.averaged: dict[str, list[Tensor]] = {}
+
+    def take(
+        self, sums: dict[str, Tensor], extra: dict[str, tuple[Tensor, Tensor]], auxiliary: dict[str, Tensor]
+    ) -> Tensor | float:
+        """Remember a micro-batch. Returns its part of the loss, for the backward pass."""
+        terms = {term: total / self.counts[term] for term, total in sums.items() if self.counts[term]}
+        total: Tensor | float = sum(self.objective.weights[term] * value for term, value in terms.items())
+        if PENALTY in auxiliary:
+            total = total + auxiliary[PENALTY] / self.micro_batches
         for term, value in terms.items():
-            means[term] += float(value.detach())
-        for name, (top, bottom) in extra.items():
-            pair = reported.setdefault(name, [0.0, 0.0])
-            pair[0] += float(top)
-            pair[1] += float(bottom)
+            self.terms[term].append(value.detach())
+        for name, pair in extra.items():
+            self.reported.setdefault(name, []).append(pair)
         for name, value in auxiliary.items():
-            averaged[name] = averaged.get(name, 0.0) + float(value.detach()) / len(batches)
-    if layout.several:
-        means, averaged, reported = _over_ranks(layout, means, averaged, reported)
-    loss = averaged.pop(PENALTY, 0.0) + sum(objective.weights[term] * value for term, value in means.items())
-    ratios = {name: top / bottom for name, (top, bottom) in reported.items() if bottom > 0}
-    return {"loss": loss, **means, **averaged, **ratios}
+            self.averaged.setdefault(name, []).append(value.detach())
+        return total
+
+    def numbers(self) -> dict[str, float]:
+        """The loss, the terms' means and what was reported, over the whole step."""
+        means = {term: sum(map(float, values)) for term, values in self.terms.items()}
+        averaged = {n: sum(float(v) / self.micro_batches for v in values) for n, values in self.averaged.items()}
+        reported = {n: [sum(float(p[k]) for p in pairs) for k in (0, 1)] for n, pairs in self.reported.items()}
+        if self.layout.several:
+            means, averaged, reported = _over_ranks(self.layout, means, averaged, reported)
+        loss = averaged.pop(PENALTY, 0.0) + sum(self.objective.weights[term] * value for term, value in means.items())
+        ratios = {name: top / bottom for name, (top, bottom) in reported.items() if bottom > 0}
+        return {"loss": loss, **means, **averaged, **ratios}
 
 
 def _over_ranks(
@@ -114,8 +139,12 @@ def _over_ranks(
     )
 
 
-def on_device(batch: Any, device: torch.device) -> Any:
-    """A batch (a dataclass with tensors in its fields) whose tensors are on a device."""
+def on_device(batches: list[Any], layout: Layout) -> list[Any]:
+    """Batches (dataclasses with tensors in their fields) whose tensors are where a rank works."""
+    return [_moved(batch, layout.world.device) for batch in batches] if layout.several else batches
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
     moved = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     moved = {name: value.to(device) for name, value in moved.items() if isinstance(value, Tensor)}
     return dataclasses.replace(batch, **moved)
@@ -137,14 +166,38 @@ def auxiliary_of(output: Any) -> dict[str, Tensor]:
 def make_forward(network: nn.Module, objective: Objective, compiled: bool) -> Callable[[Any], Any]:
     """batch -> (sums of the terms, reported numbers, auxiliary statistics): the network, then the objective, as one
     function to compile."""
-    report = getattr(objective, "report", None)
-    both = getattr(objective, "loss_and_report", None)
 
     def forward(batch: Any) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-        output = network(**objective.inputs(batch))
-        if both is not None:
-            return *both(output, batch), auxiliary_of(output)
-        extra = report(output, batch) if report else {}
-        return objective.loss(output, batch), extra, auxiliary_of(output)
+        return judged(objective, network(**objective.inputs(batch)), batch)
 
-    return torch.compile(forward, dynamic=False) if compiled else forward
+    if not compiled:
+        return forward
+    quiet_compiling()
+    return torch.compile(forward, dynamic=False)
+
+
+def judged(
+    objective: Objective, output: Any, batch: Any
+) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+    """Of a network's output: sums of the terms, reported numbers, auxiliary statistics."""
+    both, report = getattr(objective, "loss_and_report", None), getattr(objective, "report", None)
+    if both is not None:
+        return *both(output, batch), auxiliary_of(output)
+    extra = report(output, batch) if report else {}
+    return objective.loss(output, batch), extra, auxiliary_of(output)
+
+
+def make_step(
+    network: nn.Module, objective: Objective, layout: Layout, precision_name: str = "float32", compiled: bool = False
+) -> Callable[..., dict[str, float]]:
+    """(a step's micro-batches, after_each or None, scale) -> as `accumulate`: of a network that `parallelize` has made a rank's."""
+    if layout.pipeline > 1:
+        from lmlab.train.parallel.pipeline import Pipeline
+
+        return Pipeline(network, objective, layout, precision_name)
+    forward = make_forward(network, objective, compiled and not layout.several)
+
+    def step(batches: list[Any], after_each: Callable[[], None] | None = None, scale: float = 1.0) -> dict[str, float]:
+        return accumulate(forward, objective, batches, precision_name, after_each, layout, scale)
+
+    return step

@@ -7,13 +7,14 @@ so that accumulation, packing and layout cannot change what is learnt.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import shutil
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,8 +24,11 @@ from lmlab.config import Config
 from lmlab.errors import Failed, Stopped
 from lmlab.progress import bar, say
 from lmlab.run import Context, write_json
+from lmlab.trackers import LogTo
 from lmlab.train import checkpoint
 from lmlab.train.average import Average
+from lmlab.train.keeping import Keep
+from lmlab.train.loss_scale import LossScale
 from lmlab.train.measures import NoiseScale, layer_norms
 from lmlab.train.optimizer import OptimizerConfig, clip, make_optimizers, set_rate
 from lmlab.train.parallel.apply import parallelize
@@ -32,12 +36,14 @@ from lmlab.train.parallel.layout import Layout
 from lmlab.train.ramp import Batches
 from lmlab.train.schedule import ScheduleConfig, rate
 from lmlab.train.stability import Detector, Journal, SpikeConfig
-from lmlab.train.step import Objective, Source, accumulate, make_forward, matrix_library
+from lmlab.train.step import Objective, Source, make_step, matrix_library
 from lmlab.train.stop import Stop
 
 
 class TrainConfig(Config):
     """How to train; what to train and on what is the stage's."""
+
+    apart: ClassVar[frozenset[str]] = frozenset({"keep_best", "keep_every", "log_to"})
 
     steps: int = Field(default=100, ge=0)
     """Optimizer steps."""
@@ -45,9 +51,11 @@ class TrainConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
-    precision: Literal["float32", "float32-onednn", "bfloat16"] = "float32"
-    """bfloat16: matrix products in bfloat16, weights and sums in float32 (autocast). float32-onednn: float32 products
-    through oneDNN, the faster library on some processors."""
+    precision: Literal["float32", "float32-onednn", "bfloat16", "float16"] = "float32"
+    """bfloat16, float16: matrix products in these, weights and sums in float32 (autocast); float16 scales the loss.
+    float32-onednn: float32 products through oneDNN, the faster library on some processors."""
+    loss_scale: float = Field(default=65536.0, gt=0)
+    """float16: the scale that is begun with; it is halved and doubled as gradients overflow or do not."""
     compile: bool = False
     """Compile the step with torch.compile (needs a C++ compiler; shapes must not change)."""
     spikes: SpikeConfig = SpikeConfig()
@@ -65,6 +73,12 @@ class TrainConfig(Config):
     """Also every so many steps."""
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept, the newest. Spike policies that go back keep those that they may need."""
+    keep_best: int = Field(default=1, ge=0)
+    """Also the best so many: by the mean training loss of the last `spikes.window` quiet steps."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Also, for good, those of a multiple of so many steps."""
+    log_to: LogTo = None
+    """Where the numbers go beside metrics.jsonl: tensorboard, wandb (each an extra); null: tensorboard where installed."""
 
 
 def fit(
@@ -91,6 +105,7 @@ def fit(
     Raises Stopped after SIGTERM to any rank, when all have finished the step and saved.
     """
     place = folder or context.out / "checkpoints"
+    context.metrics.track(config.log_to, {} if context.config is None else context.config.model_dump(mode="json"))
     run = _Run(network, objective, source, config, context, tokens, place, batches, layout or Layout())
     try:
         return run.through(on_step)
@@ -114,17 +129,22 @@ class _Run:
         layout: Layout,
     ) -> None:
         self.layout = layout
-        self.network, self.objective, self.source = parallelize(network, layout, config.compile), objective, source
+        self.network = parallelize(network, layout, config.compile, config.precision)
+        self.objective, self.source = objective, source
         self.config, self.context, self.tokens, self.folder, self.batches = config, context, tokens, folder, batches
         self.optimizers = make_optimizers(network, config.optimizer, layout.owns)
-        self.forward = make_forward(network, objective, config.compile and not layout.several)
+        self.accumulate = make_step(network, objective, layout, config.precision, config.compile)
         self.trained = [p for p in network.parameters() if p.requires_grad]
+        self.measured = [p for n, p in network.named_parameters() if p.requires_grad and layout.counts(n)]
         self.average = Average(network, config.ema) if config.ema is not None else None
         self.detector, self.journal = Detector(config.spikes), Journal()
+        self.loss_scale = LossScale(config.precision == "float16", config.loss_scale)
         self.noise = NoiseScale(self.trained, layout) if config.noise_scale_every else None
         self.metrics: dict[str, float] = {}
         self.saved = time.monotonic()
         self.hooks = _shrink_embedding_gradient(network, config.embedding_gradient)
+        keep = Keep(config.keep, config.keep_best, config.keep_every)
+        self.checkpoints = checkpoint.Checkpoints(folder, layout, keep)
 
     def through(self, on_step: Callable[[int, Mapping[str, float]], None] | None) -> dict[str, float]:
         """All steps that are left."""
@@ -136,12 +156,10 @@ class _Run:
             while step < config.steps:
                 stopping = self.layout.any(stop.asked) and self.may_save(step)
                 if step > start and (self.due(step) or stopping):
-                    self.save(step)
+                    self.save(step, wait=stopping)
                 if stopping:
-                    raise Stopped(
-                        f"{context.name}: stopped before step {step} and saved; the same command goes on from there"
-                    )
-                torch.manual_seed((context.seed << 32) + step + (self.layout.share[0] << 24))
+                    raise self._stopped(step)
+                torch.manual_seed((context.seed << 32) + step + (self.layout.stream << 24))
                 back = self.step(step)
                 if back is not None:
                     advance(back - step, f"back to step {back}")
@@ -152,14 +170,23 @@ class _Run:
                 if on_step is not None:
                     on_step(step, self.metrics)
                 step += 1
-        if config.steps > start:
-            self.save(config.steps)
+            if config.steps > start:
+                self.save(config.steps, wait=True)
+            if self.layout.any(stop.asked):
+                raise self._stopped(config.steps)
         if self.average is not None:
             self.average.put()
         self.network.eval()
         return self.metrics
 
+    def _stopped(self, step: int) -> Stopped:
+        return Stopped(
+            f"{self.context.name}: stopped before step {step} and saved; the same command goes on from there"
+        )
+
     def close(self) -> None:
+        with contextlib.suppress(Exception):  # else it would hide what ended the run
+            self.checkpoints.settle()
         for hook in self.hooks:
             hook.remove()
 
@@ -179,36 +206,41 @@ class _Run:
             self.journal = Journal(json.loads(self._journal_file.read_text(encoding="utf-8")))
         more = {} if self.average is None else {"average": self.average.restore}
         wanted = self._outdated
-        state = checkpoint.restore(
-            self.folder, self.network, self.optimizers, more, lambda s: not wanted(s), self.layout
-        )
+        state = self.checkpoints.restore(self.network, self.optimizers, more, lambda s: not wanted(s))
         step = int(state["step"]) if state else 0
         for path in checkpoint.listed(self.folder) if self.layout.leads else ():
             if checkpoint.step_of(path) > step and self.journal.entries:
-                shutil.rmtree(path)  # of a past that was taken back
+                checkpoint.remove(path)  # of a past that was taken back
         if state and hasattr(self.source, "restore"):
             self.source.restore(state.get("source"))  # type: ignore[attr-defined]
         self.metrics = dict(state.get("metrics", {})) if state else {}
         self.detector.restore(state.get("detector") if state else None)
+        self.loss_scale.load(state.get("loss_scale") if state else None)
         self.context.metrics.rewind(step)
         return step
 
     def _outdated(self, state: Mapping[str, Any]) -> bool:
         return self.journal.outdated(int(state["step"]), int(state.get("interventions", 0)))
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, wait: bool = False) -> None:
+        """Save beside training, or with `wait` before this returns. What cannot be saved beside training is said and the run
+        goes on: it would lose more by stopping. Raises Failed with `wait`."""
         extra = self.source.state() if hasattr(self.source, "state") else None  # type: ignore[attr-defined]
         state = {
             "metrics": self.metrics,
             "source": extra,
             "detector": self.detector.state(),
+            "loss_scale": self.loss_scale.state(),
             "interventions": len(self.journal.entries),
+            "score": statistics.fmean(self.detector.losses) if self.detector.losses else None,
         }
         more = {} if self.average is None else {"average": self.average.state()}
         back = step - self.config.spikes.back if self._goes_back else None
-        kept = (self.config.keep, more, back, self.layout)
-        checkpoint.save(self.folder, step, self.network, self.optimizers, state, *kept)
-        self.context.tick()
+        self.checkpoints.save(step, self.network, self.optimizers, state, more, back)
+        if wait and (problem := self.checkpoints.settle()) is not None:
+            raise Failed(f"{problem}; not saved: the checkpoints before it are untouched")
+        with contextlib.suppress(Failed):  # a full disk: the seconds so far are not worth the run
+            self.context.tick()
         self.saved = time.monotonic()
 
     def may_save(self, step: int) -> bool:
@@ -230,27 +262,33 @@ class _Run:
     def step(self, step: int) -> int | None:
         """Take one optimizer step; its numbers are in `metrics`. Returns the step to go back to, or None."""
         begun = time.monotonic()
-        batches = self.source(self.journal.data_step(step))
+        batches = [self.layout.cut(batch) for batch in self.source(self.journal.data_step(step))]
         self.network.train()
         measured = self.noise if self.noise and step % (self.config.noise_scale_every or 1) == 0 else None
-        after_each = measured.begin() if measured else None
-        metrics = accumulate(self.forward, self.objective, batches, self.config.precision, after_each, self.layout)
+        scale = self.loss_scale.scale
+        after_each = measured.begin(scale) if measured else None
+        metrics = self.accumulate(batches, after_each, scale)
         self.layout.finish(self.network)
+        self.loss_scale.unscale(self.trained)
         if self.config.layer_norms_every and step % self.config.layer_norms_every == 0:
-            metrics |= layer_norms(self.network)
-        if measured is not None:
-            metrics |= measured.end([sum(self.objective.count(batch).values()) for batch in batches])
-        metrics["grad_norm"] = clip(self.trained, self.config.clip, self.layout.agree)
+            metrics |= self.layout.along(layer_norms(self.network))
+        metrics["grad_norm"] = clip(self.trained, self.config.clip, self.layout.norm, self.measured)
         metrics["loss"] = self.layout.agree(metrics["loss"])  # what is done about a spike follows from these two
-        reason = self._spike(step, metrics)
+        overflown = self.loss_scale.overflown(metrics["loss"], metrics["grad_norm"])
+        if measured is not None and not overflown:
+            metrics |= measured.end([sum(self.objective.count(batch).values()) for batch in batches])
+        if self.loss_scale.on:
+            metrics["loss_scale"] = scale
+        reason = None if overflown else self._spike(step, metrics)
         if reason is not None:
             self._clear()
             back = self._intervene(step, reason, batches, _finite(metrics))
             if back is not None:
                 return back
-            metrics["skipped"] = 1
         metrics["lr"] = set_rate(self.optimizers, self._rate(step))
-        if reason is None:
+        if overflown or reason is not None:
+            metrics["skipped"] = 1
+        else:
             for optimizer in self.optimizers:
                 optimizer.step()
             self.layout.spread(self.network)
@@ -315,6 +353,7 @@ class _Run:
 
     def _checkpoint_before(self, step: int) -> int:
         """The newest good checkpoint at or before a step, else the oldest there is: as rank 0 finds them."""
+        self.checkpoints.settle()
         found = checkpoint.listed(self.folder) if self.layout.leads else []
         steps = [checkpoint.step_of(path) for path in found if checkpoint.good(path)]
         return int(self.layout.agree(max((each for each in steps if each <= step), default=min(steps, default=0))))

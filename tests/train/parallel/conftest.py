@@ -13,11 +13,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.fsdp
+import torch.distributed.pipelining
 import torch.distributed.tensor  # imported before the fork: a child that imports takes seconds
 
 from lmlab.train.parallel import World
 
-SECONDS = 240
+SECONDS = 600
 
 
 def _child(work: Callable[[World], Any], rank: int, size: int, folder: Path) -> None:

@@ -24,14 +24,16 @@ def named(config: ParallelConfig) -> str:
     return ",".join(f"{key}={value}" for key, value in changed.items()) or "data"
 
 
-def hold_gradients(ranks, kind: str, dtype: torch.dtype, layouts: list[ParallelConfig], size: int, bound: float):
+def hold_gradients(
+    ranks, kind: str, dtype: torch.dtype, layouts: list[ParallelConfig], size: int, bound: float, micro_batches: int = 2
+):
     """The first step's loss and gradients of each layout are one process's."""
 
     def work(world):
-        loss, whole = gradients(kind, dtype, Layout())
+        loss, whole = gradients(kind, dtype, Layout(), micro_batches)
         found = {}
         for config in layouts:
-            own_loss, own = gradients(kind, dtype, Layout(config, world, model_of(kind)))
+            own_loss, own = gradients(kind, dtype, Layout(config, world, model_of(kind)), micro_batches)
             found[named(config)] = (abs(own_loss - loss) / loss, furthest(own, whole))
         return found
 

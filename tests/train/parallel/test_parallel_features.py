@@ -42,7 +42,8 @@ def test_what_is_measured_and_kept_beside_training(ranks, tmp_path):
     train("dense", tmp_path / "one", **settings, **noise)
     wanted = read_jsonl(tmp_path / "one" / "metrics.jsonl")
     assert any("noise_scale" in row for row in wanted)
-    data = on_two(ranks, tmp_path, {"data": LAYOUTS["data"], "zero": ZERO}, **settings, **noise)
+    apart_by_tokens = {"data": LAYOUTS["data"], "zero": ZERO, "context": ParallelConfig(context=2)}
+    data = on_two(ranks, tmp_path, apart_by_tokens, **settings, **noise)
     cut = on_two(ranks, tmp_path, {"tensor": TENSOR}, **settings)
     for name, place in (data | cut).items():
         apart = {"seconds", "tokens_per_second", *(["noise_scale"] if name in cut else [])}
@@ -173,8 +174,9 @@ def test_a_lone_process_goes_on_bit_for_bit_and_gives_the_signal_back(tmp_path):
 
 
 def test_the_noise_of_a_cut_model_is_refused():
-    with pytest.raises(ValueError, match="noise_scale_every goes with data parallelism"):
-        PretrainConfig.model_validate({"noise_scale_every": 2, "micro_batches": 2, "parallel": {"tensor": 2}})
+    for degree in ("tensor", "expert"):
+        with pytest.raises(ValueError, match="noise_scale_every goes with data parallelism"):
+            PretrainConfig.model_validate({"noise_scale_every": 2, "micro_batches": 2, "parallel": {degree: 2}})
     layout = Layout()
     layout.tensor = 2
     with pytest.raises(ValueError, match="noise_scale_every goes with data parallelism"):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -76,6 +77,12 @@ def test_a_recipe_on_two_ranks_is_the_recipe_on_one(recipe, tmp_path):
     assert cut.returncode == 0, cut.stderr
     losses = [row["loss"] for row in read_jsonl(tmp_path / "cut" / "pretrain" / "metrics.jsonl")]
     assert losses == pytest.approx(curves[0], rel=1e-4)
+    piped = run(recipe, tmp_path / "piped", 2, "pretrain.parallel.pipeline=2", "pretrain.micro_batches=2")
+    assert piped.returncode == 0, piped.stderr
+    losses = [row["loss"] for row in read_jsonl(tmp_path / "piped" / "pretrain" / "metrics.jsonl")]
+    assert losses == pytest.approx(curves[0], rel=1e-4)
+    result = json.loads((tmp_path / "piped" / "pretrain" / "results.json").read_text())
+    assert result["bits_per_byte"]["after"]["value"] == pytest.approx(scores[0], rel=1e-4)
     again = run(recipe, tmp_path / "two", 1)  # how work is laid out is no part of what it makes
     assert again.returncode == 0, again.stderr
     assert "pretrain: finished before, skipped" in again.stderr
@@ -142,6 +149,43 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(recipe, tmp_path):
         if ranks == 1:
             assert found == wanted  # bit for bit
         assert found[:40] == pytest.approx(wanted[:40], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_rank_that_is_killed_is_named_by_the_other_within_a_minute(recipe, tmp_path):
+    """Started without torchrun, as a scheduler's own launcher does, which tells nobody. What was saved goes on, on one process."""
+    out, steps = tmp_path / "cut", ["pretrain.steps=80", "pretrain.checkpoint_steps=5", "pretrain.before=false"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    jobs = [
+        subprocess.Popen(
+            command(recipe, out, 1, *steps),
+            env={**ENVIRONMENT, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    log = out / "pretrain" / "metrics.jsonl"
+    while not (log.exists() and len(read_jsonl(log)) > 12):
+        time.sleep(0.05)
+        assert all(job.poll() is None for job in jobs)
+    jobs[1].kill()
+    said = jobs[0].communicate(timeout=60)[1].decode()
+    assert jobs[0].returncode == 1
+    assert "error: rank 0: stopping, because rank 1 has been silent for 30 s" in said
+    assert json.loads((out / "run.json").read_text())["stages"]["pretrain"]["status"] == "failed"
+    steps_before = len(read_jsonl(log))
+    assert max(int(path.name[5:]) for path in (out / "pretrain" / "checkpoints").glob("step-*")) > steps_before - 11
+    whole, again = run(recipe, tmp_path / "whole", 1, *steps), run(recipe, out, 1, *steps)
+    assert (whole.returncode, again.returncode) == (0, 0), again.stderr
+    losses = [
+        [row["loss"] for row in read_jsonl(tmp_path / n / "pretrain" / "metrics.jsonl")] for n in ("cut", "whole")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ from lmlab.train.parallel.apply import parallelize
 from lmlab.train.ramp import Batches, RampConfig
 from lmlab.train.schedule import ScheduleConfig
 from lmlab.train.sharded import whole
-from lmlab.train.step import accumulate, make_forward
+from lmlab.train.step import make_step
 from lmlab.train.trainer import TrainConfig, fit
 
 VOCABULARY, LENGTH, ROWS = 48, 16, 8
@@ -47,6 +47,11 @@ MODELS = {
     ),
 }
 """The three kinds of the law, with biases, gains of queries, tied and untied heads, and other parts spread over them."""
+DEEP = {f"deep-{kind}": MODELS[kind].model_copy(update={"layers": 4}) for kind in ("dense", "experts")}
+DEEP["biased"] = DEEP["deep-dense"].model_copy(
+    update={"layers": 2, "encoder_layers": 3, "architecture": "encoder-decoder", "position": "relative-bias"}
+)
+"""Enough blocks for several stages a rank. `biased`: tables of positions that blocks share, a stage with both stacks."""
 
 
 TRAINED: dict[str, tuple[ModelConfig, Task, LanguageModel]] = {
@@ -79,7 +84,7 @@ def objective_of(kind: str) -> LanguageModel:
 
 
 def model_of(kind: str) -> ModelConfig:
-    return TRAINED[kind][0] if kind in TRAINED else MODELS[kind]
+    return TRAINED[kind][0] if kind in TRAINED else (MODELS | DEEP)[kind]
 
 
 RAMP = Batches(ROWS, LENGTH, RampConfig(stages=((0, 4 * LENGTH), (2, ROWS * LENGTH)), learning_rate="sqrt"))
@@ -101,7 +106,7 @@ def batch_of(kind: str, step: int, rows: int = ROWS) -> Batch:
     mask[:, 0] = True
     cut = torch.randint(1, LENGTH, (rows, 1), generator=draw)
     batch = Batch(ids[:, :-1], ids[:, 1:], mask, segments_BT=(torch.arange(LENGTH)[None] >= cut).long())
-    if kind != "encoder-decoder":
+    if not model_of(kind).has_encoder:
         return batch
     source = torch.randint(0, VOCABULARY, (rows, LENGTH), generator=draw)
     padding = torch.arange(LENGTH)[None] >= torch.randint(4, LENGTH, (rows, 1), generator=draw)
@@ -126,18 +131,39 @@ def source_of(kind: str, share: tuple[int, int] = (0, 1), micro_batches: int = 2
     return source
 
 
+class Cut(Exception):
+    """The end of a life."""
+
+
+def until(last: int):
+    """`source_of` up to a step, at which the life ends: schedules depend on the steps of the whole run."""
+
+    def sources(kind: str, share: tuple[int, int] = (0, 1)):
+        source = source_of(kind, share)
+
+        def cut(step: int):
+            if step == last:
+                raise Cut
+            return source(step)
+
+        return cut
+
+    return sources
+
+
 def network_of(kind: str, dtype: torch.dtype = torch.float64, **changed) -> Transformer:
     return Transformer(model_of(kind).model_copy(update=changed)).initialise(1).to(dtype)
 
 
-def gradients(kind: str, dtype: torch.dtype, layout: Layout) -> tuple[float, dict[str, Tensor]]:
+def gradients(kind: str, dtype: torch.dtype, layout: Layout, micro_batches: int = 2) -> tuple[float, dict[str, Tensor]]:
     """The first step's loss and whole gradients, before clipping."""
     network, objective = network_of(kind, dtype).train(), objective_of(kind)
     parallelize(network, layout)
-    batches = source_of(kind, layout.share)(0)
-    found = accumulate(make_forward(network, objective, False), objective, batches, "float32", layout=layout)
+    batches = [layout.cut(batch) for batch in source_of(kind, layout.share, micro_batches)(0)]
+    found = make_step(network, objective, layout)(batches)
     layout.finish(network)
-    return found["loss"], {name: whole(p.grad) for name, p in network.named_parameters() if p.grad is not None}
+    own = {name: whole(p.grad) for name, p in network.named_parameters() if p.grad is not None}
+    return found["loss"], layout.together(own)
 
 
 def furthest(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from lmlab.run import digest, folder_atomic, write_json
 COLUMNS = ("id", "source", "split", "kind", "text", "keep", "step", "reason")
 NAMED = 20
 """Training documents that the report names for an item."""
+_LINE = pa.schema([("line", pa.string())])
 
 
 class ContaminationStep:
@@ -126,7 +128,7 @@ def contamination_pass(parts: list[Part], config: Decontamination, out: Path, wo
     if not config.enabled:
         _lines(out / "contamination.jsonl", iter(()))
         return [part.then(ContaminationStep(None, config, "")) for part in parts]
-    indexes = list(_indexes(parts, config, work / "measured"))
+    indexes = list(_indexes(_heldout(parts, work / "heldout", do), config, work / "measured"))
     step = MatchStep(indexes, [index.identity for index in indexes])
     matching = [
         Task(_Projected(part), [step], work / "matches" / f"part-{part.number:05d}.parquet", part.key) for part in parts
@@ -146,7 +148,13 @@ def contamination_pass(parts: list[Part], config: Decontamination, out: Path, wo
     ]  # fmt: skip
     do("decontaminating", judging)
     found = [task.out for task in judging]
-    _lines(out / "contamination.jsonl", _reports(parts, found))
+    reporting = [
+        Task(_Reports(part, path), [], work / "reports" / path.name, digest([part.key, key]), _LINE)
+        for part, path in zip(parts, found, strict=True)
+    ]
+    do("decontaminating", reporting)
+    lines = (table["line"].to_pylist() for task in reporting for table in engine.read_shard(task.out))
+    _lines(out / "contamination.jsonl", itertools.chain.from_iterable(lines))
     _items(out / "decontamination.json", indexes, counts, found, config)
     return [part.then(ContaminationStep(path, config, key)) for part, path in zip(parts, found, strict=True)]
 
@@ -161,10 +169,41 @@ class _Projected:
         return self.part.tables(COLUMNS)
 
 
-def _indexes(parts: Sequence[Part], config: Decontamination, folder: Path) -> Iterator[Index]:
-    heldout = build(
-        HELDOUT, _heldout(parts), config.ngram, least=config.heldout_share, smallest=config.ngram, shared=False
-    )
+class _Heldout:
+    """A part's held-out documents that are still kept."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def __call__(self) -> Iterator[pa.Table]:
+        for table in self.part.tables(COLUMNS):
+            yield table.filter((pc.field("split") == "heldout") & pc.field("keep")).select(["id", "text"])
+
+
+class _Reports:
+    """A part's lines of contamination.jsonl."""
+
+    def __init__(self, part: Part, overlaps: Path) -> None:
+        self.part, self.overlaps = part, overlaps
+
+    def __call__(self) -> Iterator[pa.Table]:
+        wanted: dict[int, list[Overlap]] = {}
+        for table in engine.read_shard(self.overlaps):
+            for line in table.to_pylist():
+                spans: dict[str, Any] = {"spans": [tuple(span) for span in line["spans"]]}
+                wanted.setdefault(line["row"], []).append(Overlap(**{**line, **spans}))
+        if not wanted:
+            return
+        row = 0
+        for table in self.part.tables(COLUMNS):
+            rows = sorted(wanted.keys() & range(row, row + len(table)))
+            found = [report(each, table["text"][i - row].as_py()) for i in rows for each in wanted[i]]
+            yield pa.table({"line": [json.dumps(each, ensure_ascii=False) for each in found]}, schema=_LINE)
+            row += len(table)
+
+
+def _indexes(documents: Iterator[tuple[str, str]], config: Decontamination, folder: Path) -> Iterator[Index]:
+    heldout = build(HELDOUT, documents, config.ngram, least=config.heldout_share, smallest=config.ngram, shared=False)
     yield save(heldout, folder / HELDOUT)
     for place, each in enumerate(config.evaluation):
         where = f"decontamination.evaluation[{place}]"
@@ -172,42 +211,27 @@ def _indexes(parts: Sequence[Part], config: Decontamination, folder: Path) -> It
         yield save(build(each.name, sets.items(each, where), ngram, least=each.least), folder / each.name)
 
 
-def _heldout(parts: Sequence[Part]) -> Iterator[tuple[str, str]]:
-    for part in parts:
-        for table in part.tables(COLUMNS):
-            rows = table.filter((pc.field("split") == "heldout") & pc.field("keep"))
-            yield from zip(rows["id"].to_pylist(), rows["text"].to_pylist(), strict=True)
+def _heldout(parts: Sequence[Part], folder: Path, do: Do) -> Iterator[tuple[str, str]]:
+    """(id, text) of the held-out documents of all parts."""
+    tasks = [Task(_Heldout(part), [], folder / f"part-{part.number:05d}.parquet", part.key) for part in parts]
+    do("decontaminating", tasks)
+    for task in tasks:
+        for table in engine.read_shard(task.out):
+            yield from zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
 
 
-def _lines(path: Path, lines: Iterator[dict[str, Any]]) -> None:
+def _lines(path: Path, lines: Iterator[str]) -> None:
     """JSON Lines, whole or not at all, without holding them."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _reports(parts: Sequence[Part], overlaps: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    for part, path in zip(parts, overlaps, strict=True):
-        wanted: dict[int, list[Overlap]] = {}
-        for table in engine.read_shard(path):
-            for line in table.to_pylist():
-                spans: dict[str, Any] = {"spans": [tuple(span) for span in line["spans"]]}
-                wanted.setdefault(line["row"], []).append(Overlap(**{**line, **spans}))
-        if not wanted:
-            continue
-        row = 0
-        for table in part.tables(COLUMNS):
-            for i in range(len(table)):
-                for overlap in wanted.get(row + i, ()):
-                    yield report(overlap, table["text"][i].as_py())
-            row += len(table)
 
 
 def _items(

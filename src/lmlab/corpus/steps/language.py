@@ -1,14 +1,15 @@
-"""Language identification with py3langid (Lui and Baldwin 2012), whose model is inside its wheel."""
+"""Language identification with py3langid's model (Lui and Baldwin 2012)."""
 
 from __future__ import annotations
 
-import threading
-from typing import Any
-
+import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from lmlab.config import Config
+from lmlab.corpus.arrow import buffers
+from lmlab.corpus.arrow import compute as pc
+from lmlab.corpus.identify import identify, model
 from lmlab.corpus.steps.step import drop
 
 
@@ -28,24 +29,6 @@ class Language(Config):
     """Code has no natural language: documents of kind `code` are not looked at."""
 
 
-_lock = threading.Lock()
-_identifier: Any = None
-
-
-def identifier() -> Any:
-    """py3langid's classifier with normalised probabilities, loaded once a process (about half a second)."""
-    global _identifier  # noqa: PLW0603
-    with _lock:
-        if _identifier is None:
-            from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-            _identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-        return _identifier
-
-
-_NOTHING: tuple[str | None, float | None, str | None] = (None, None, None)
-
-
 class LanguageStep:
     """Adds `language` (code, `und`, or null where not looked at) and `language_probability`."""
 
@@ -53,30 +36,29 @@ class LanguageStep:
 
     def __init__(self, config: Language) -> None:
         self.config = config
-        self.identity = ["language", 1, config.model_dump()]
+        self.identity = ["language", 2, config.model_dump()]
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        languages: list[str | None] = []
-        probabilities: list[float | None] = []
-        reasons: list[str | None] = []
-        for text, kind, keep in zip(table["text"], table["kind"], table["keep"], strict=True):
-            found = self._judge(text.as_py(), kind.as_py()) if keep.as_py() else _NOTHING
-            languages.append(found[0])
-            probabilities.append(found[1])
-            reasons.append(found[2])
-        table = table.append_column("language", pa.array(languages, pa.string()))
-        table = table.append_column("language_probability", pa.array(probabilities, pa.float32()))
-        return drop(table, self.name, reasons)
-
-    def _judge(self, text: str, kind: str) -> tuple[str | None, float | None, str | None]:
         config = self.config
-        if not config.enabled or (kind == "code" and config.exempt_code):
-            return _NOTHING
-        if len(text) < config.minimum_bytes and len(text.encode()) < config.minimum_bytes:
-            return "und", None, None
-        language, probability = identifier().classify(text[: config.sample_chars])
-        if probability < config.threshold:
-            return "und", probability, f"language uncertain (probability < {config.threshold:g})"
-        if config.languages and language not in config.languages:
-            return language, probability, f"language {language}"
-        return language, probability, None
+        data, offsets = buffers(table["text"])
+        looked = table["keep"].to_numpy(zero_copy_only=False) & config.enabled
+        if config.exempt_code:
+            looked &= pc.not_equal(table["kind"], "code").to_numpy(zero_copy_only=False)
+        told = looked & (np.diff(offsets) >= config.minimum_bytes)
+        languages = np.full(len(table), None, object)
+        languages[looked] = "und"
+        probabilities = np.full(len(table), np.nan)
+        reasons = np.full(len(table), None, object)
+        if told.any():
+            found, probabilities = identify(data, offsets, told, config.sample_chars)
+            certain = told & (probabilities >= config.threshold)
+            languages[certain] = np.array(model().languages, object)[found[certain]]
+            reasons[told & ~certain] = f"language uncertain (probability < {config.threshold:g})"
+            if config.languages:
+                for row in np.flatnonzero(certain & ~np.isin(languages.astype(str), config.languages)):
+                    reasons[row] = f"language {languages[row]}"
+        table = table.append_column("language", pa.array(languages, pa.string()))
+        table = table.append_column(
+            "language_probability", pa.array(probabilities.astype(np.float32), pa.float32(), mask=~told)
+        )
+        return drop(table, self.name, pa.array(reasons, pa.string()))

@@ -63,7 +63,7 @@ def _stage(folder: Path, listed: Mapping[str, Any]) -> dict[str, Any]:
         "curves": [
             {"key": key, "title": title, "unit": unit, **_thin(points)}
             for key, title, unit in CURVES
-            if len(points := [(step, row[key]) for step, row in rows.items() if _is_number(row.get(key))]) > 1
+            if len(points := [_point(step, row, key) for step, row in rows.items() if _is_number(row.get(key))]) > 1
         ],
         "spikes": [step for step, row in rows.items() if row.get("spike") or row.get("skipped")][-200:],
         "interventions": _read_list(folder / "interventions.json"),
@@ -81,15 +81,26 @@ def _by_step(*files: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
-def _thin(points: list[tuple[int, float]]) -> dict[str, list[float]]:
-    """At most POINTS of them, means over neighbours, so that a spike still shows as a bump; `low` and `high` bound them."""
+Point = tuple[int, float, float, float]
+"""Step, value, and the ends of its interval where it has one, else the value again."""
+
+
+def _point(step: int, row: Mapping[str, Any], key: str) -> Point:
+    value = float(row[key])
+    low, high = (end if _is_number(end := row.get(f"{key}_{side}")) else value for side in ("low", "high"))
+    return step, value, low, high  # type: ignore[return-value]
+
+
+def _thin(points: list[Point]) -> dict[str, list[float]]:
+    """At most POINTS of them, means over neighbours, so that a spike still shows as a bump; `low` and `high` bound them and
+    their intervals."""
     size = math.ceil(len(points) / POINTS)
     groups = [points[at : at + size] for at in range(0, len(points), size)]
     return {
         "step": [group[-1][0] for group in groups],
-        "value": [sum(value for _, value in group) / len(group) for group in groups],
-        "low": [min(value for _, value in group) for group in groups],
-        "high": [max(value for _, value in group) for group in groups],
+        "value": [sum(value for _, value, _, _ in group) / len(group) for group in groups],
+        "low": [min(low for _, _, low, _ in group) for group in groups],
+        "high": [max(high for _, _, _, high in group) for group in groups],
     }
 
 

@@ -27,8 +27,8 @@ function clock(seconds) {
 
 // The first steps of a loss lie far above the rest: a scale that is cut at a high quantile keeps the rest readable.
 function bounds(curve) {
-  const sorted = [...curve.value].sort((a, b) => a - b);
-  let low = sorted[0], high = sorted[sorted.length - 1];
+  const sorted = [...curve.high].sort((a, b) => a - b);
+  let low = Math.min(...curve.low), high = sorted[sorted.length - 1];
   const usual = sorted[Math.floor(0.97 * (sorted.length - 1))];
   if (sorted.length > 20 && high - low > 1.8 * (usual - low)) high = usual + 0.25 * (usual - low);
   if (high === low) { high += Math.abs(high) * 0.05 || 1; low -= Math.abs(low) * 0.05 || 1; }
@@ -44,7 +44,7 @@ function plot(parent, curve, spikes) {
   const x = step => LEFT + (WIDTH - LEFT - RIGHT) * (step - first) / (last - first);
   const y = value => TOP + (HEIGHT - TOP - BOTTOM) * (high - Math.min(high, Math.max(low, value))) / (high - low);
   for (const share of [0, 0.5, 1]) {
-    element(svg, "svg:text", { x: LEFT - 6, y: y(low + share * (high - low)) + 3, "text-anchor": "end" }, short(low + share * (high - low)));
+    element(svg, "svg:text", { x: LEFT - 6, y: y(low + share * (high - low)) + 3, "text-anchor": "end" }, short(Number((low + share * (high - low)).toPrecision(3))));
     const step = Math.round(first + share * (last - first));
     element(svg, "svg:text", { x: x(step), y: HEIGHT - 6, "text-anchor": ["start", "middle", "end"][share * 2] }, step.toLocaleString("en"));
   }
@@ -96,10 +96,12 @@ function draw(stage, parent) {
       (done.batches ? `, batches ${done.batches[0]} to ${done.batches[1]} left out` : ""));
   if (stage.samples.length) {
     element(section, "h3", {}, "What the model writes");
-    for (const sample of stage.samples) {
+    for (const sample of [...stage.samples].sort((a, b) => (b.step ?? Infinity) - (a.step ?? Infinity) || 0)) {
       const box = element(section, "div", { class: "sample" });
       element(box, "h4", {}, sample.step === undefined ? "after training" : `step ${sample.step}`);
-      element(box, "pre", {}, [sample.prompt, sample.text ?? sample.after ?? sample.output].filter(Boolean).join(sample.text ? "" : "\n"));
+      const text = element(box, "pre");
+      if (sample.prompt) element(text, "b", {}, sample.prompt + (sample.text ? "" : "\n"));
+      text.append(sample.text ?? sample.after ?? sample.output ?? "");
     }
   }
 }

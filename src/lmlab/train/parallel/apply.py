@@ -3,39 +3,53 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
+import torch
 from torch import nn
 
+from lmlab.device import quiet_compiling
 from lmlab.model.attention import Attention
 from lmlab.model.block import Block
 from lmlab.model.moe import MoE
 from lmlab.model.transformer import Transformer
+from lmlab.train.parallel.context import spread_context
+from lmlab.train.parallel.experts import divide_experts, shard_experts
 from lmlab.train.parallel.layout import Layout
+from lmlab.train.parallel.stages import keep
 from lmlab.train.parallel.tensor import cut_network
+from lmlab.train.step import HALVES
 
 
-def parallelize(network: nn.Module, layout: Layout, compiled: bool = False) -> nn.Module:
+def parallelize(network: nn.Module, layout: Layout, compiled: bool = False, precision: str = "float32") -> nn.Module:
     """Change a network in place, which every rank holds alike, into this rank's part of it. Returns it. `compiled`: each
-    block by itself, so that what stands between blocks (a gathering of weights) is no part of the graph."""
+    block by itself, so that what stands between blocks (a gathering of weights) is no part of the graph. `precision`:
+    with weights in parts, 16 bits are gathered of each where that is what it is computed in."""
     if not layout.several:
         _recompute(network, layout.config.recompute)
         return network
+    if layout.pipeline > 1:
+        keep(network, layout)
     network.to(layout.world.device)
     for module in network.modules():
         if isinstance(module, MoE):
             module.total = layout.total  # type: ignore[method-assign]
-    if layout.tensor > 1:
-        for name, module in network.named_modules():
-            if isinstance(module, Transformer):
-                found = cut_network(module, layout.mesh["tensor"], layout.config.sequence)
-                layout.partial |= {f"{name}.{each}" if name else each for each in found}
+    if layout.expert_mesh is not None:
+        layout.divided = divide_experts(network, layout.expert_mesh)
+    for name, module in network.named_modules():
+        if isinstance(module, Transformer) and layout.tensor > 1:
+            found = cut_network(module, layout.mesh["tensor"], layout.config.sequence)
+            layout.partial |= {f"{name}.{each}" if name else each for each in found}
+        if isinstance(module, Transformer) and layout.context > 1:
+            spread_context(module, layout.context_mesh.get_group(), layout.config.context_method)
     layout.divide(network)
     _recompute(network, layout.config.recompute)
     if compiled:
+        quiet_compiling()
         for block in blocks_of(network):
             block.compile()
     if layout.sharded:
-        _shard(network, layout)
+        _shard(network, layout, precision)
     return network
 
 
@@ -55,15 +69,25 @@ def blocks_of(network: nn.Module) -> list[Block]:
     return [module for module in network.modules() if isinstance(module, Block)]
 
 
-def _shard(network: nn.Module, layout: Layout) -> None:
+def _shard(network: nn.Module, layout: Layout, precision: str) -> None:
     """ZeRO 2 and 3 (FSDP, 2304.11277): a block's weights are gathered when it runs. What is in no block (embedding, head) is
-    gathered once a pass: the head is used by the loss, after the network's own forward."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    gathered once a pass: the head is used by the loss, after the network's own forward.
 
-    mesh = layout.mesh["data"]
+    In 16 bits the float32 weights of each rank's part are the master copy: a cast one is gathered and computed with, and its
+    gradients are added up in float32 (1710.03740, section 3.1). Activations are autocast's, as on one process."""
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    mesh, reshard = layout.mesh["data"], layout.config.zero == 3
+    settings: dict[str, Any] = {}
+    if precision in HALVES:
+        settings["mp_policy"] = MixedPrecisionPolicy(HALVES[precision], torch.float32, cast_forward_inputs=False)
+    if layout.config.cpu_offload:
+        settings["offload_policy"] = CPUOffloadPolicy()
+    if layout.expert_mesh is not None:
+        shard_experts(network, layout.expert_mesh, reshard, **settings)
     for module in blocks_of(network):
-        fully_shard(module, mesh=mesh, reshard_after_forward=layout.config.zero == 3)
-    fully_shard(network, mesh=mesh, reshard_after_forward=False)
+        fully_shard(module, mesh=mesh, reshard_after_forward=reshard, **settings)
+    fully_shard(network, mesh=mesh, reshard_after_forward=False, **settings)
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

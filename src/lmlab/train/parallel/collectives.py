@@ -1,7 +1,8 @@
-"""The four ways in which activations pass between tensor-parallel ranks, each with its gradient (Megatron-LM, 1909.08053,
-section 3: `same` is its f, `added` its g; 2205.05198, section 4.2.2, for the two that cut the sequence).
+"""The ways in which activations pass between ranks, each with its gradient.
 
-All act on activations that are replicated on one side, so that gradients there are complete on every rank and alike.
+Between tensor-parallel ranks (Megatron-LM, 1909.08053, section 3: `same` is its f, `added` its g; 2205.05198, section 4.2.2,
+for `cut` and `joined`, which cut the sequence) activations are replicated on one side, so that gradients there are complete on
+every rank and alike. Between ranks that have tokens of their own (`shared`, `exchanged`) gradients are each rank's part.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+"""The name of torch 2.13, and the one before."""
 
 
 class _Same(torch.autograd.Function):
@@ -56,6 +60,32 @@ class _Joined(torch.autograd.Function):
         return _own(grads[0], ctx.group), None
 
 
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return _joined(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        parts = torch.cat(grads[0].chunk(dist.get_world_size(ctx.group), 1))
+        own = parts.new_empty((len(grads[0]), grads[0].shape[1] // dist.get_world_size(ctx.group), *grads[0].shape[2:]))
+        _reduce_scatter(own, parts, group=ctx.group)
+        return own, None
+
+
+class _Exchanged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_XD: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
+        ctx.sizes, ctx.group = (received, sent), group
+        return _all_to_all(x_XD, sent, received, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        came, went = ctx.sizes
+        return _all_to_all(grads[0], came, went, ctx.group), None, None, None
+
+
 def same(x: Tensor, group: Any) -> Tensor:
     """x, used by each rank for a part of the work: its gradients are added up."""
     return _Same.apply(x, group)
@@ -74,6 +104,22 @@ def cut(x_BT: Tensor, group: Any) -> Tensor:
 def joined(x_BT: Tensor, group: Any) -> Tensor:
     """All ranks' tokens, replicated."""
     return _Joined.apply(x_BT, group)
+
+
+def shared(x_BT: Tensor, group: Any) -> Tensor:
+    """All ranks' tokens (B, T, ...), each rank using them for its own: their gradients are added up."""
+    return _Shared.apply(x_BT, group)
+
+
+def exchanged(x_XD: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
+    """Of the rows (X, ...) the first sent[0] to rank 0, the next sent[1] to rank 1, ...; what came, in the order of ranks."""
+    return _Exchanged.apply(x_XD, sent, received, group)
+
+
+def _all_to_all(x_XD: Tensor, sent: list[int], received: list[int], group: Any) -> Tensor:
+    found = x_XD.new_empty((sum(received), *x_XD.shape[1:]))
+    dist.all_to_all_single(found, x_XD.contiguous(), received, sent, group=group)
+    return found
 
 
 def _summed(x: Tensor, group: Any) -> Tensor:

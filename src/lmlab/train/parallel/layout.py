@@ -6,7 +6,9 @@ the sum, and gradients are added up. So a layout cannot change what is learnt, o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 
 from lmlab.config import Config
 from lmlab.model.config import ModelConfig
+from lmlab.train.parallel.exchange import told, union
+from lmlab.train.parallel.schedules import Schedule
 from lmlab.train.parallel.world import World
 from lmlab.train.sharded import local
 
@@ -25,31 +29,75 @@ Name = TypeVar("Name", str, tuple[str, str])
 class ParallelConfig(Config):
     """How several processes share the work. The product of the degrees is the number of processes."""
 
+    pipeline: int = Field(default=1, ge=1)
+    """Processes that each have some of the blocks; the micro-batches of a step pass through them one behind another."""
+    schedule: Schedule = "1f1b"
+    """With `pipeline`: the order in which a rank works on micro-batches (schedules.py)."""
+    stages_per_rank: int | None = Field(default=None, ge=1)
+    """Stages of the pipeline on each rank: with `interleaved-1f1b` 2 (null) or more, else 1."""
+
     data: int | None = Field(default=None, ge=1)
     """Groups of processes that each take their rows of every batch. null: what the other degrees leave."""
     zero: Literal[0, 1, 2, 3] = 0
     """What data-parallel ranks keep only a part of (ZeRO, 1910.02054): nothing; 1 the optimizer's state; 2 also gradients;
     3 also weights. 2 and 3 are torch's fully_shard."""
 
+    context: int = Field(default=1, ge=1)
+    """Processes that share every row: some consecutive tokens each (context parallelism). They hold the same weights, and
+    `zero` divides over them too."""
+    context_method: Literal["gather", "ulysses"] = "gather"
+    """How attention reaches the other tokens: by gathering all keys and values (2407.21783), or by exchanging tokens for
+    heads (2309.14509), of which there must be enough."""
+    expert: int = Field(default=1, ge=1)
+    """Of the processes of data x context, how many divide a layer's experts among them (GShard, 2006.16668)."""
     tensor: int = Field(default=1, ge=1)
     """Processes that share every matrix (Megatron-LM, 1909.08053): some heads, some of d_ff, some of the vocabulary each."""
     sequence: bool = True
     """With `tensor`: the residual stream between matrices is divided too, by tokens (sequence parallelism, 2205.05198)."""
+    cpu_offload: bool = False
+    """With `zero` 2 or 3 on GPUs: weights, gradients and optimizer state lie in the CPU's memory and visit the GPU by blocks."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What a block computes again in the backward pass instead of keeping it: all of it (1604.06174; a third more FLOPs), or
     its attention alone (2205.05198). Also with one process."""
 
+    @property
+    def stages(self) -> int:
+        """Stages of the whole pipeline."""
+        each = self.stages_per_rank or (2 if self.schedule == "interleaved-1f1b" else 1)
+        return self.pipeline * each if self.pipeline > 1 else 1
+
 
 def misfits(config: ParallelConfig, ranks: int, shape: ModelConfig | None = None) -> Iterator[str]:
     """Why so many processes cannot be laid out so."""
-    needed = (config.data or 1) * config.tensor
+    needed = config.pipeline * (config.data or 1) * config.context * config.tensor
     if (needed != ranks) if config.data is not None else ranks % needed:
-        named = f"data {config.data or '(the rest)'} x tensor {config.tensor}"
+        between = f" x context {config.context}" if config.context > 1 else ""
+        named = f"data {config.data or '(the rest)'}{between} x tensor {config.tensor}"
+        named = named if config.pipeline == 1 else f"pipeline {config.pipeline} x {named}"
         yield f"parallel: {named} makes {needed} processes, but {ranks} run (torchrun --nproc-per-node)"
+    elif ranks // config.tensor // config.pipeline % config.expert:
+        held = f"the {ranks // config.tensor // config.pipeline} processes of data x context"
+        yield f"parallel: expert {config.expert} does not divide {held}"
+    if config.cpu_offload and (config.zero < 2 or ranks == 1):
+        yield "parallel: cpu_offload moves what fully_shard divides: it goes with zero 2 or 3 on several processes"
+    elif config.cpu_offload and not torch.cuda.is_available():
+        yield "parallel: cpu_offload moves weights out of a GPU, and there is none here: they are in the CPU's memory already"
     if shape is not None and config.tensor > 1:
         from lmlab.train.parallel.tensor import tensor_misfits
 
         yield from tensor_misfits(shape, config.tensor, config.sequence)
+    if shape is not None and config.context > 1:
+        from lmlab.train.parallel.context import context_misfits
+
+        yield from context_misfits(shape, config.context, config.context_method, config.tensor)
+    if shape is not None and config.expert > 1:
+        from lmlab.train.parallel.experts import expert_misfits
+
+        yield from expert_misfits(shape, config.expert)
+    if config.pipeline > 1:
+        from lmlab.train.parallel.stages import pipeline_misfits
+
+        yield from pipeline_misfits(config, shape)
 
 
 class Layout:
@@ -63,16 +111,36 @@ class Layout:
         self.config, self.world = config or ParallelConfig(), world or World()
         for problem in misfits(self.config, self.world.size, shape):
             raise ValueError(problem)
-        self.tensor = self.config.tensor
-        self.data = self.config.data or self.world.size // self.tensor
+        self.tensor, self.context, self.pipeline = self.config.tensor, self.config.context, self.config.pipeline
+        self.data = self.config.data or self.world.size // self.tensor // self.context // self.pipeline
+        self.shares = self.data * self.context
+        """Ranks of one place in the pipeline that hold the same weights, each with tokens of its own."""
         self.partial: set[str] = set()
+        self.divided: set[str] = set()
+        """Parameters that expert parallelism has divided, by name."""
+        self.elsewhere: set[str] = set()
+        """Names of the network that this rank of a pipeline has not."""
+        self.copies: dict[str, Copies] = {}
+        """Parameters that several ranks of a pipeline have, by name."""
         self.mesh: Any = None
+        self.context_mesh: Any = None
+        self.expert_mesh: Any = None
         if self.several:
-            from torch.distributed.device_mesh import init_device_mesh
-
-            degrees = {"data": self.data, "tensor": self.tensor}
-            self.mesh = init_device_mesh(self.world.device.type, tuple(degrees.values()), mesh_dim_names=tuple(degrees))
+            self.mesh = self._mesh({"data": self.shares, "tensor": self.tensor})
+        if self.context > 1:
+            rows = {"data": self.data, "context": self.context, "tensor": self.tensor}
+            self.context_mesh = self._mesh(rows)["context"]
+        if self.config.expert > 1:
+            replicas = self.shares // self.config.expert
+            self.expert_mesh = self._mesh({"replicas": replicas, "expert": self.config.expert, "tensor": self.tensor})
         self._owners: dict[str, int] = {}
+
+    def _mesh(self, degrees: dict[str, int]) -> Any:
+        """A mesh of all ranks; the pipeline's places come first, neighbours of the last dimension share a node."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        degrees = {"pipeline": self.pipeline, **degrees}
+        return init_device_mesh(self.world.device.type, tuple(degrees.values()), mesh_dim_names=tuple(degrees))
 
     @property
     def several(self) -> bool:
@@ -86,7 +154,31 @@ class Layout:
     @property
     def share(self) -> tuple[int, int]:
         """(this rank's place among those that divide a batch's rows, their number)."""
-        return (self.mesh.get_local_rank("data"), self.data) if self.several else (0, 1)
+        return (self.part // self.context, self.data)
+
+    @property
+    def part(self) -> int:
+        """This rank's place among those that have tokens of their own."""
+        return self.mesh.get_local_rank("data") if self.several else 0
+
+    def cut(self, batch: Any) -> Any:
+        """Of a batch of this rank's rows its tokens: all of them but for context parallelism."""
+        if self.context == 1:
+            return batch
+        from lmlab.train.parallel.context import cut_batch
+
+        multiple = self.tensor if self.config.sequence else 1
+        return cut_batch(batch, self.part % self.context, self.context, multiple)
+
+    @property
+    def place(self) -> int:
+        """This rank's place in the pipeline."""
+        return self.mesh.get_local_rank("pipeline") if self.several else 0
+
+    @property
+    def stream(self) -> int:
+        """Alike on ranks that must draw the same random numbers."""
+        return self.place * self.shares + self.part
 
     @property
     def sharded(self) -> bool:
@@ -95,8 +187,9 @@ class Layout:
 
     # --- sums and agreements -----------------------------------------------------------------------------------------
 
-    def _group(self) -> Any:
-        return self.mesh.get_group("data")
+    def _group(self, name: str = "data", divided: bool = False) -> Any:
+        """Along `data`: the ranks that have tokens of their own; for divided experts those of them that hold the same ones."""
+        return self.expert_mesh.get_group("replicas") if divided else self.mesh.get_group(name)
 
     def total(self, count: Tensor) -> Tensor:
         """A count of this rank's part of a micro-batch, summed over those who share it. Not differentiable."""
@@ -107,7 +200,7 @@ class Layout:
         return count
 
     def sums(self, values: Mapping[Name, float]) -> dict[Name, float]:
-        """Each number summed over the ranks that divide the batch. The names must be the same on all."""
+        """Each number summed over the ranks that have tokens of their own. The names must be the same on all."""
         if not self.several:
             return dict(values)
         names = sorted(values)
@@ -123,6 +216,25 @@ class Layout:
         told = torch.tensor(value, dtype=torch.float64, device=self.world.device)
         dist.broadcast(told, 0)
         return float(told)
+
+    def norm(self, norm: float) -> float:
+        """Of this rank's blocks' gradients -> the whole network's, the same number on all ranks."""
+        if self.pipeline > 1:
+            square = torch.tensor(norm, dtype=torch.float64, device=self.world.device).square()
+            dist.all_reduce(square, group=self._group("pipeline"))
+            norm = math.sqrt(float(square))
+        return self.agree(norm)
+
+    def along(self, numbers: dict[str, float]) -> dict[str, float]:
+        """What all ranks of a pipeline have, the later one's where several have a number by the same name."""
+        found = {} if self.pipeline > 1 else numbers
+        for source in range(self.pipeline) if self.pipeline > 1 else ():
+            found |= told(numbers, self._group("pipeline"), source, self.world.device)
+        return found
+
+    def from_last(self, numbers: dict[str, float] | None) -> dict[str, float]:
+        """What the last rank of a pipeline has."""
+        return told(numbers, self._group("pipeline"), self.pipeline - 1, self.world.device)
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank."""
@@ -145,8 +257,27 @@ class Layout:
             from lmlab.train.parallel.tensor import complete
 
             complete(network, self.partial, self.mesh.get_group("tensor"))
-        if self.data > 1 and not self.sharded:
-            _sum_gradients([p for p in network.parameters() if p.requires_grad], self._group())
+        if self.shares > 1 and not self.sharded:
+            trained = [(name in self.divided, p) for name, p in network.named_parameters() if p.requires_grad]
+            for divided in sorted({each for each, _ in trained}):
+                _sum_gradients([p for each, p in trained if each == divided], self._group(divided=divided))
+        for group in dict.fromkeys(each.group for each in self.copies.values()):
+            named = [(n, p) for n, p in network.named_parameters() if n in self.copies and p.requires_grad]
+            _sum_gradients([p for name, p in named if self.copies[name].group is group], group)
+
+    def copy(self, holders: Mapping[str, tuple[int, ...]]) -> None:
+        """Remember parameters of which several places of a pipeline, given by name, hold copies that must stay alike. Every
+        rank must call it, with the same."""
+        ranks = self.mesh.mesh.flatten(1)
+        for places in sorted(set(holders.values())):
+            group, _ = dist.new_subgroups_by_enumeration(ranks[list(places)].T.tolist())
+            if self.place in places:
+                made = Copies(group, self.place == places[0])
+                self.copies |= {name: made for name, each in holders.items() if each == places}
+
+    def counts(self, name: str) -> bool:
+        """Whether a parameter's gradient is part of this rank's norm: of copies the first is."""
+        return name not in self.copies or self.copies[name].first
 
     # --- ZeRO 1: each parameter's optimizer state lives on one rank --------------------------------------------------
 
@@ -154,44 +285,37 @@ class Layout:
         """Give each parameter an owner, so that all own about as much: the largest first, each to whoever has least."""
         if not self.several or self.config.zero != 1:
             return
-        load = [0] * self.data
+        loads = {False: [0] * self.shares, True: [0] * (self.shares // self.config.expert)}
         trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         for name, parameter in sorted(trained, key=lambda each: (-each[1].numel(), each[0])):
+            load = loads[name in self.divided]
             least = load.index(min(load))
             self._owners[name] = least
             load[least] += parameter.numel()
 
     def owns(self, name: str) -> bool:
         """Whether this rank's optimizer moves the parameter."""
-        return self._owners.get(name, self.share[0]) == self.share[0]
+        place = self.part // self.config.expert if name in self.divided else self.part
+        return self._owners.get(name, place) == place
 
     def spread(self, network: nn.Module) -> None:
-        """After the optimizer's step: the owners' weights to all."""
+        """After the optimizer's step: the owners' weights to all that hold the same."""
         for name, parameter in network.named_parameters():
             if name in self._owners:
-                dist.broadcast(local(parameter.detach()), group=self._group(), group_src=self._owners[name])
+                group = self._group(divided=name in self.divided)
+                dist.broadcast(local(parameter.detach()), group=group, group_src=self._owners[name])
 
-    def collect(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The optimizers' named tensors of all owners. Every rank must call it."""
-        if not self._owners:
-            return state
-        import json
+    def together(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The whole network's named tensors, of those of each rank of a pipeline. Every rank must call it."""
+        return tensors if self.pipeline == 1 else union(tensors, self._group("pipeline"), self.world.device)
 
-        found: dict[str, Tensor] = {}
-        for owner in range(self.data):
-            mine = owner == self.share[0]
-            listed = [[n, list(t.shape), str(t.dtype).removeprefix("torch.")] for n, t in state.items()] if mine else []
-            text = torch.frombuffer(bytearray(json.dumps(listed).encode()), dtype=torch.uint8).to(self.world.device)
-            length = torch.tensor(len(text), device=self.world.device)
-            dist.broadcast(length, group=self._group(), group_src=owner)
-            text = text if mine else torch.empty(int(length), dtype=torch.uint8, device=self.world.device)
-            dist.broadcast(text, group=self._group(), group_src=owner)
-            for name, shape, dtype in json.loads(bytes(text.cpu().numpy())):
-                made = torch.empty(shape, dtype=getattr(torch, dtype), device=self.world.device)
-                tensor = state[name].to(self.world.device).contiguous() if mine else made
-                dist.broadcast(tensor, group=self._group(), group_src=owner)
-                found[name] = tensor
-        return found
+
+@dataclass(frozen=True)
+class Copies:
+    """Of a parameter that several ranks have: these ranks, and whether this is the first of them."""
+
+    group: Any
+    first: bool
 
 
 BUCKET_BYTES = 25 << 20

@@ -9,7 +9,6 @@ are cut along d_ff; the router is replicated and sees every token.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import torch.distributed as dist
@@ -18,10 +17,11 @@ from torch import Tensor, nn
 from lmlab.model.block import Block, Stack
 from lmlab.model.config import ModelConfig
 from lmlab.model.feed_forward import FeedForward
-from lmlab.model.moe import Experts, MoE
+from lmlab.model.moe import Experts, MoE, Routing
 from lmlab.model.transformer import Output, Transformer
 from lmlab.objective.cross_entropy import Vocabulary
 from lmlab.train.parallel.collectives import added, cut, joined, same
+from lmlab.train.sharded import is_part
 
 
 def tensor_misfits(shape: ModelConfig, ranks: int, sequence: bool) -> Iterator[str]:
@@ -58,7 +58,8 @@ def cut_network(network: Transformer, mesh: Any, sequence: bool) -> set[str]:
         if stack is None:
             continue
         for block in stack.blocks:
-            _cut_block(block, mesh, sequence)  # type: ignore[arg-type]
+            if isinstance(block, Block):  # else it is another rank's
+                _cut_block(block, mesh, sequence)
         if stack.config.position == "alibi":
             stack.slopes = stack.slopes.chunk(ranks)[mesh.get_local_rank()]
         if sequence:
@@ -129,29 +130,30 @@ def _distribute(module: nn.Module, name: str, mesh: Any, dim: int) -> None:
         setattr(module, name, nn.Parameter(made, requires_grad=held.requires_grad))
 
 
+EXPERTS_CUT = {"gate": 1, "up": 1, "down": 2}
+"""The dimension of d_ff of an expert's matrices."""
+
+
 def _cut_experts(moe: MoE, mesh: Any, sequence: bool) -> None:
     """gate and up (E, F, D) and down (E, D, F) along F. What an expert gives is a part of a sum."""
     group, experts = mesh.get_group(), moe.experts
-    for name, dim in (("gate", 1), ("up", 1), ("down", 2)):
-        _distribute(experts, name, mesh, dim)
-
-    def expert(x_ND: Tensor, number: int) -> Tensor:
-        held = {name: None if p is None else p.to_local() for name, p in _weights(experts).items()}
-        return Experts.forward(SimpleNamespace(activation=experts.activation, **held), x_ND, number)  # type: ignore[arg-type]
+    if not is_part(experts.up):  # else expert parallelism has cut them so already
+        for name, dim in EXPERTS_CUT.items():
+            _distribute(experts, name, mesh, dim)
+        experts.weights = lambda: parts_of(experts)  # type: ignore[method-assign]
 
     def dispatch(x_ND: Tensor, weights_NC: Tensor, chosen_NC: Tensor) -> Tensor:
         return added(MoE.dispatch(moe, same(x_ND, group), same(weights_NC, group), chosen_NC), group)
 
-    experts.forward = expert  # type: ignore[method-assign]
     moe.dispatch = dispatch  # type: ignore[method-assign]
     if sequence:
         moe.register_forward_pre_hook(lambda _, given: (joined(given[0], group), *given[1:]))
         moe.register_forward_hook(lambda _, given, x_BTD: cut(x_BTD, group))
 
 
-def _weights(experts: Experts) -> dict[str, Any]:
-    names = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
-    return {name: getattr(experts, name) for name in names}
+def parts_of(experts: Experts) -> dict[str, Tensor | None]:
+    """What this rank holds of the experts' weights."""
+    return {name: None if held is None else held.to_local() for name, held in Experts.weights(experts).items()}  # type: ignore[attr-defined]
 
 
 def _cut_vocabulary(network: Transformer, mesh: Any) -> None:
@@ -160,7 +162,8 @@ def _cut_vocabulary(network: Transformer, mesh: Any) -> None:
     from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
 
     group, rows = mesh.get_group(), network.config.vocab_size // mesh.size()
-    parallelize_module(network.embedding, mesh, RowwiseParallel(input_layouts=Replicate()))
+    if network.embedding is not None:
+        parallelize_module(network.embedding, mesh, RowwiseParallel(input_layouts=Replicate()))
     if network.head is not None:
         _distribute(network.head, "weight", mesh, 0)
     _distribute(network, "head_bias", mesh, 0)
@@ -175,13 +178,16 @@ def _cut_vocabulary(network: Transformer, mesh: Any) -> None:
 
     part = Vocabulary(mesh.get_local_rank() * rows, over(dist.ReduceOp.MAX), over(dist.ReduceOp.SUM))
 
-    def localise(_: nn.Module, given: Any, output: Output) -> Output:
+    made = network._output
+
+    def localised(x_BTD: Tensor, routing: Routing) -> Output:
+        output = made(x_BTD, routing)
         output.head_VD, output.vocabulary = output.head_VD.to_local(), part  # type: ignore[attr-defined]
         if output.head_bias_V is not None:
             output.head_bias_V = output.head_bias_V.to_local()  # type: ignore[attr-defined]
         return output
 
-    network.register_forward_hook(localise)
+    network._output = localised  # type: ignore[method-assign]
 
 
 def complete(network: nn.Module, partial: set[str], group: Any) -> None:

@@ -1,0 +1,157 @@
+"""Plans: layouts that share the work, memory that follows rows and depth, times by hand, refusals with a way out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from lmlab import recipe
+from lmlab.cli import app
+from lmlab.errors import Refused
+from lmlab.model.config import ModelConfig
+from lmlab.train.optimizer import OptimizerConfig
+from lmlab.train.planner import hardware
+from lmlab.train.planner.choose import ROOM, Work, consider
+from lmlab.train.planner.memory import Degrees, cut, memory_of, states
+from lmlab.train.planner.plan import describe, make
+from lmlab.train.planner.time import ring, step_of
+from lmlab.train.planner.traced import _traced, activations
+
+RECIPE = """
+corpus: {sources: [{name: code, path: "python:stdlib", extract: code}]}
+tokenizer: {vocab_size: 32000}
+pretrain:
+  minutes: null
+  steps: 1000
+  batch_tokens: 65536
+  optimizer: {name: adamw, learning_rate: 3e-4}
+  model: {layers: 24, d_model: 2048, heads: 16, d_ff: 5504, context_length: 1024, tie_embeddings: false}
+"""
+SMALL = ModelConfig(layers=5, d_model=64, heads=4, vocab_size=256, context_length=128)
+H100 = hardware.find("h100")
+
+
+def test_depth_and_rows_follow_from_few():
+    direct = _traced(SMALL, rows=6, length=128, precision="float32", recompute="none", kernel="sdpa")
+    derived = activations(SMALL, 6, 128, "float32", "none", "sdpa").total
+    for name in direct._fields:
+        assert getattr(derived, name) == pytest.approx(getattr(direct, name), rel=0.02), name
+    many = _traced(SMALL, rows=24, length=128, precision="float32", recompute="none", kernel="sdpa")
+    derived = activations(SMALL, 24, 128, "float32", "none", "sdpa").total
+    assert derived.forward == pytest.approx(many.forward, rel=0.02)
+
+
+def test_states_by_optimizer():
+    numbers = {
+        name: states(OptimizerConfig(name=name), 100, 10) for name in ("adamw", "adam", "lion", "muon", "adafactor")
+    }
+    assert numbers == {"adamw": 220, "adam": 220, "lion": 110, "muon": 120, "adafactor": 110}
+    assert states(OptimizerConfig(name="adafactor", betas=(0.0, 0.95)), 100, 10) == 0
+
+
+@given(st.sampled_from([1, 2, 4]), st.sampled_from([0, 1, 2, 3]))
+@settings(deadline=None, max_examples=12)
+def test_a_stage_of_zero_never_needs_more_between_steps(data, zero):
+    less = memory_of(SMALL, Degrees(data=data, zero=zero), OptimizerConfig(), 2, 128, "float32")
+    none = memory_of(SMALL, Degrees(data=data), OptimizerConfig(), 2, 128, "float32")
+    assert less.weights + less.gradients + less.optimizer <= none.weights + none.gradients + none.optimizer
+    assert less.total >= less.weights + less.optimizer
+
+
+def test_a_cut_shape_has_its_share():
+    whole, half = SMALL.parameters(), cut(SMALL, 2).parameters()
+    assert half["attention"] * 2 == whole["attention"]
+    assert half["feed_forward"] * 2 == whole["feed_forward"]
+    assert half["norms"] == whole["norms"]
+
+
+def test_times_by_hand():
+    assert ring(800.0, 4, 100.0) == 6.0
+    one = step_of(SMALL, Degrees(), H100, flops=989.4e12, rows=1, length=128, precision="bfloat16", utilisation=0.5)
+    assert one.seconds == one.compute == pytest.approx(2.0)
+    two = step_of(
+        SMALL, Degrees(data=2), H100, flops=989.4e12, rows=1, length=128, precision="bfloat16", utilisation=0.5
+    )
+    gradients = 4 * SMALL.parameters()["total"]
+    assert two.compute == pytest.approx(1.0)
+    assert two.communication == pytest.approx(2 * gradients / 2 / 450e9)
+    again = step_of(
+        SMALL,
+        Degrees(recompute="full"),
+        H100,
+        flops=989.4e12,
+        rows=1,
+        length=128,
+        precision="bfloat16",
+        utilisation=0.5,
+    )
+    assert again.seconds == pytest.approx(2.0 * 4 / 3)
+
+
+def test_what_is_chosen_fits_and_is_the_fastest():
+    shape = ModelConfig(layers=12, d_model=1024, heads=16, vocab_size=8192, context_length=512)
+    work = Work(shape, 64, 512, 64 * shape.flops(0, 512, 512), "bfloat16", OptimizerConfig())
+    small = hardware.Device("small", H100.peak, 3 * 2.0**30, H100.near, H100.far)
+    found = consider(work, small, 8, 0.5)
+    best = found[0]
+    assert best.fits and best.memory.total <= ROOM * small.memory
+    for each in found:
+        assert each.degrees.ranks == 8
+        assert each.rows * each.degrees.micro_batches * each.degrees.data == work.rows
+        assert not each.fits or each.step.seconds >= 0.999 * best.step.seconds
+
+
+def test_a_plan_says_everything(tmp_path):
+    found = make(recipe.loads(RECIPE), H100, 8)
+    assert found["steps"] == 1000 and found["tokens"] == 65_536_000
+    assert found["tokens_per_second"] * found["step_seconds"] == pytest.approx(65_536)
+    assert found["flops"] == pytest.approx(found["mfu"] * 8 * H100.peak["bfloat16"] * found["seconds"])
+    assert found["memory"]["total"] < found["memory_available"]
+    layout = found["layout"]
+    assert layout["pipeline"] * layout["data"] * layout["tensor"] == 8 and layout["why"]
+    # What it says to set is taken by the recipe, and trains on so many processes.
+    changes = [f"{name}={value}" for name, value in layout["settings"].items()]
+    again = recipe.loads(RECIPE, overrides=changes)
+    parallel = next(iter(again.arms.values()))[-1].config.parallel
+    assert parallel.tensor == layout["tensor"] and parallel.zero == layout["zero"]
+    text = describe(found)
+    for word in ("memory", "layout", "tokens a second", "MFU", "days" if found["seconds"] > 86_400 else "time"):
+        assert word in text
+
+
+def test_the_dial_chooses_a_width_for_the_hardware():
+    demo, slow = recipe.load("demo"), hardware.Device("slow", {"bfloat16": 1e12}, 2.0**34, 1e9, 1e9)
+    assert make(demo, H100, 8)["parameters"]["total"] > 10 * make(demo, slow, 1)["parameters"]["total"]
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "said"),
+    [
+        (hardware.Device("tiny", H100.peak, 2.0**28, 1e9, 1e9), 8, "the smallest layout needs"),
+        (H100, 29, "cannot be shared among so many"),
+        (H100, 0, "expected 1 or more"),
+    ],
+)
+def test_refusals(device, ranks, said):
+    with pytest.raises(Refused, match=said):
+        make(recipe.loads(RECIPE), device, ranks)
+
+
+def test_an_unknown_gpu_and_a_recipe_without_pretraining_are_refused():
+    with pytest.raises(Refused, match="did you mean 'h100'"):
+        hardware.find("h10")
+    with pytest.raises(Refused, match="no stage of kind pretrain"):
+        make(recipe.loads('corpus: {sources: [{name: c, path: "python:stdlib", extract: code}]}'), H100, 1)
+
+
+def test_the_verb(tmp_path):
+    path = tmp_path / "big.yaml"
+    path.write_text(RECIPE)
+    found = CliRunner().invoke(app, ["plan", str(path), "--gpus", "8", "--gpu", "h100", "--json"])
+    assert found.exit_code == 0, found.output
+    said = json.loads(found.stdout)
+    assert said["devices"] == 8 and set(said["memory"]) >= {"weights", "gradients", "optimizer", "activations", "total"}
