@@ -8,5 +8,6 @@ remote.py          a model behind an address          client.py    the requests 
 cache.py           keys and values under way          kernels.py, attend.py   cached attention for each decoder
 prefixes.py        what prompts begin with in common  batching.py  requests that join and leave a batch
 sampling.py        one token from logits              text.py      text from tokens as they come
-score.py           log-probabilities of given tokens
+score.py           log-probabilities of given tokens  mapped.py    weights used where their file is mapped
+infill.py          blanks of GLM's two positions
 """
