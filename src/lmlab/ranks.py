@@ -171,10 +171,11 @@ class Board:
             if self.gone is not None:
                 store.set("gone", self.gone)
             if self.rank:
-                store.add("left", 1)
+                store.set(f"left/{self.rank}", "1")
                 return
-            others = self.size - (1 if self.gone is None else 2)
-            while store.add("left", 0) < others and time.monotonic() < until:
+            gone = (self.gone or "").split(" ")[1:2]
+            awaited = [f"left/{other}" for other in range(1, self.size) if [str(other)] != gone]
+            while awaited and not store.check(awaited) and time.monotonic() < until:
                 time.sleep(0.1)
 
     def close(self) -> None:

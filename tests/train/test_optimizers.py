@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -136,6 +138,7 @@ def test_the_running_mean_forgets_its_beginning_and_is_put_in_place() -> None:
         keep = min(0.9, (1 + n) / (10 + n))
         mean = keep * mean + (1 - keep)
     again = Average(network, 0.9)
-    again.restore({name: tensor.clone() for name, tensor in average.state().items()})
+    kept = {f"average/{name}": tensor.clone() for name, tensor in average.state().items()}
+    again.restore(SimpleNamespace(read=kept.get, part=lambda name, like: kept[name]), "average")
     again.put()
     torch.testing.assert_close(network.weight.detach(), torch.full((1, 2), mean))

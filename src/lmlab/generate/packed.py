@@ -63,10 +63,15 @@ class PackedExperts(nn.Module):
         self.gate = pack(experts.gate, experts.gate_bias)
         self.up, self.down = pack(experts.up, experts.up_bias), pack(experts.down, experts.down_bias)
 
-    def forward(self, x_ND: Tensor, expert: int) -> Tensor:
-        up = self.up[expert](x_ND)
-        inner = self.activation(self.gate[expert](x_ND)) * up if self.gate else self.activation(up)
-        return self.down[expert](inner)
+    def forward(self, x_ND: Tensor, sizes: list[int]) -> Tensor:
+        """As `Experts.forward`: the first `sizes[0]` rows go through the first expert, and so on."""
+        parts = [self._expert(rows, number) for number, rows in enumerate(x_ND.split(sizes)) if len(rows)]
+        return torch.cat(parts) if parts else x_ND
+
+    def _expert(self, x_ND: Tensor, number: int) -> Tensor:
+        up = self.up[number](x_ND)
+        inner = self.activation(self.gate[number](x_ND)) * up if self.gate else self.activation(up)
+        return self.down[number](inner)
 
 
 @dataclass

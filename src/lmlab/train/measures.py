@@ -14,7 +14,7 @@ from lmlab.train.parallel.layout import Layout
 from lmlab.train.sharded import local, whole
 
 NO_NOISE = (
-    "noise_scale_every goes with data parallelism, and not with parallel.tensor or parallel.pipeline or expert: gradients of "
+    "noise_scale_every goes with data parallelism, and not with parallel.tensor, pipeline or expert: gradients of "
     "their ranks are complete only at the end of a step"
 )
 

@@ -18,6 +18,10 @@ import torch.distributed.tensor  # imported before the fork: a child that import
 
 from lmlab.train.parallel import World
 
+torch.ones((), requires_grad=True).backward()
+"""Backward passes are readied once a process. After a test that uses fake tensors torch would start threads for a GPU that it takes
+to be there, and forked children could not train."""
+
 SECONDS = 600
 
 

@@ -155,6 +155,9 @@ def _traced(shape: ModelConfig, *, rows: int, length: int, precision: str, recom
     from lmlab.train.parallel.apply import parallelize
     from lmlab.train.step import autocast, make_forward
 
+    # Torch readies its backward passes once a process, and for a GPU if it finds one: fake tensors pretend that there is one.
+    # With its threads a process could not be forked and train.
+    torch.ones((), requires_grad=True).backward()
     with FakeTensorMode():
         network, objective = Transformer(shape), LanguageModel()
         network.kernel = kernel  # type: ignore[assignment]
