@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check tests slow docs clean
+.PHONY: demo test check tests slow laws docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/lmlab demo
@@ -21,6 +21,9 @@ tests: $(VENV)/dev.stamp
 
 slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m "slow or browser" --timeout 1500
+
+laws: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m long --timeout 1800
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/python docs/generate.py

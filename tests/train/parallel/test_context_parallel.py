@@ -143,7 +143,7 @@ def test_context_parallel(ranks, tmp_path, kind, dtype, bound):
     hold_curves(ranks, tmp_path, kind, ALONE, 2, bound, dtype=dtype)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
@@ -153,7 +153,7 @@ def test_context_by_data_and_by_tensor(ranks, tmp_path, kind, dtype, bound, layo
     hold_curves(ranks, tmp_path, kind, layouts, 4, bound, dtype=dtype)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
@@ -170,7 +170,7 @@ WITH_A_PIPELINE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])

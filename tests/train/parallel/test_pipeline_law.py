@@ -82,7 +82,7 @@ def test_pipeline_by_tensor(ranks, tmp_path, kind, dtype, bound):
     hold_curves(ranks, tmp_path, kind, layouts, 4, bound, dtype=dtype)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(("dtype", "bound"), DTYPES)
