@@ -79,6 +79,13 @@ def flushed(folder: Path, count: int) -> list[dict]:
     return history(folder)
 
 
+def test_a_stage_that_does_not_train_loads_no_tracker(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
+    metrics.log(0, {"phase": "reading", "seconds": 1.0})
+    metrics.close()
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1 and not (tmp_path / "tensorboard").exists()
+
+
 def test_tensorboard_has_the_numbers_and_a_resumed_run_replaces_its_own(tmp_path: Path) -> None:
     rows = logged(tmp_path, ("tensorboard",), range(4))
     assert scalars(tmp_path) == {row["step"]: row["loss"] for row in rows} and len(rows) == 4

@@ -69,12 +69,12 @@ class Metrics:
         self._waiting = bytearray()
         self._full = False
         self._trackers: list[Any] = []
-        self._names: Sequence[str] | None = None
+        self._names: Sequence[str] | None = ()
         self._settings: Mapping[str, Any] = {}
 
     def track(self, names: Sequence[str] | None, settings: Mapping[str, Any]) -> None:
         """Which trackers get the numbers from here on (None: TensorBoard where it is installed), and the settings that
-        they show."""
+        they show. None before: a stage that does not train should not load what TensorBoard loads (torch, seconds)."""
         self.close()
         self._names, self._settings = names, settings
 

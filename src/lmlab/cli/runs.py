@@ -109,7 +109,7 @@ def plan(
 ) -> None:
     """What pretraining would need elsewhere: memory by part, a layout and why, speed, days. Nothing is trained."""
     from lmlab import recipe as recipes
-    from lmlab.train.planner import hardware
+    from lmlab.device import hardware
     from lmlab.train.planner.plan import describe, make
 
     read = recipes.load(recipe, overrides or [])

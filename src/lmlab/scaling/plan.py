@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from lmlab.errors import Refused, nearest
+from lmlab.device.hardware import find
+from lmlab.errors import Refused
 from lmlab.scaling.forms import FORMS
 from lmlab.scaling.laws import CHINCHILLA, PF_DAY, Chinchilla, Kaplan
 
-PEAK = {"v100": 125e12, "a100": 312e12, "h100": 989.4e12, "h200": 989.4e12, "b200": 2250e12}
-"""FLOPs a second of dense 16-bit products, from the makers' data sheets (SXM boards; v100 in float16, the others bfloat16)."""
 QUANTITIES = ("compute", "params", "tokens", "loss")
 DRAWS = 300
 """Bootstrapped laws that a plan's intervals come from."""
@@ -66,8 +65,7 @@ def plan(
     that an interval needs), `tokens_per_param`, `days`, `dollars`."""
     if len(given) != 1:
         raise Refused(f"plan: give exactly one of --compute, --params, --tokens, --loss; found {len(given)}")
-    if gpu not in PEAK:
-        raise Refused(f"plan: no peak is known for gpu '{gpu}'{nearest(gpu, PEAK)}")
+    peak = find(gpu).peak["bfloat16"]
     if not 0 < utilisation <= 1 or gpus < 1 or (price is not None and price < 0):
         raise Refused("plan: --utilisation lies in (0, 1], --gpus is at least 1, --price is not negative")
     ((name, value),) = given.items()
@@ -76,7 +74,7 @@ def plan(
     ]
     rows.append({"law": "kaplan", **by_kaplan(name, value)})
     rows += [_fitted(key, group, law["law"], name, value) for key, group in law["groups"].items()] if law else []
-    speed = PEAK[gpu] * utilisation * gpus
+    speed = peak * utilisation * gpus
     for row in rows:
         if not np.isfinite(row["compute"]) or row["compute"] <= 0:
             row.update(dict.fromkeys(QUANTITIES), **{name: value}, note="this law reaches no such loss")
@@ -86,7 +84,7 @@ def plan(
         row["dollars"] = None if price is None else row["days"] * 24 * gpus * price
     return {
         "given": {name: value},
-        "gpu": gpu, "gpus": gpus, "utilisation": utilisation, "price": price, "peak_flops": PEAK[gpu],
+        "gpu": gpu, "gpus": gpus, "utilisation": utilisation, "price": price, "peak_flops": peak,
         "rows": rows,
     }  # fmt: skip
 

@@ -124,7 +124,7 @@ class Live:
         if self._own is None:
             self._own = Transformer(self.shape).to(self.ranks.world.device)
             self._own.kernel = self.network.kernel
-        self._own.load_state_dict(weights, strict=False)
+        self._own.load_state_dict(weights)
         return self._own
 
     def _write(self, step: int, model: Transformer) -> None:

@@ -32,6 +32,8 @@ class Shape(Parts):
 
 LADDER = tuple(64 * rung for rung in range(1, 33))
 """Widths that the dial may choose."""
+START = 192
+"""The width that is measured first, and that stays where neither minutes nor a width are given."""
 
 
 def shape_of_width(given: Shape, d_model: int, vocab_size: int) -> ModelConfig:
@@ -77,7 +79,7 @@ def make_plan(
     rows = max(1, batch_tokens // length)
     probe_rows = min(max(1, rows * length // context), 16)
     precisions = (precision,) if precision != "auto" else ("float32", "float32-onednn", "bfloat16")
-    start = fixed or shape_of_width(given, given.d_model or 192, vocab_size)
+    start = fixed or shape_of_width(given, given.d_model or START, vocab_size)
     kernels = (kernel,) if kernel != "auto" else KERNELS
     table: list[dict[str, Any]] = []
     best, chosen, speed = {"precision": precision, "kernel": kernel}, start, 0.0

@@ -276,7 +276,7 @@ def _whole(model: Transformer, shape: ModelConfig, ranks: Ranks) -> Transformer 
     if not ranks.leads:
         return None
     whole = Transformer(shape).eval()
-    whole.load_state_dict(weights, strict=False)
+    whole.load_state_dict(weights)
     return whole
 
 

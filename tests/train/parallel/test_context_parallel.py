@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_law import hold_curves, hold_gradients
+from test_law import hold_curves, hold_gradients, hold_law, in_both_types
 from toys import LENGTH, MODELS, SHAPE, TRAINED, batch_of, furthest, objective_of, rows_of
 
 from lmlab.model.config import ModelConfig
@@ -137,30 +137,27 @@ def test_a_product_with_context_is_named():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
-def test_context_parallel(ranks, tmp_path, kind, dtype, bound):
-    hold_gradients(ranks, kind, dtype, ALONE, 2, bound if dtype == torch.float64 else 1e-5)
-    hold_curves(ranks, tmp_path, kind, ALONE, 2, bound, dtype=dtype)
+@in_both_types
+def test_context_parallel(ranks, tmp_path, kind, dtype):
+    hold_law(ranks, tmp_path, kind, ALONE, 2, dtype)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
+@in_both_types
 @pytest.mark.parametrize("layouts", [WITH_DATA, WITH_TENSOR], ids=["data", "tensor"])
-def test_context_by_data_and_by_tensor(ranks, tmp_path, kind, dtype, bound, layouts):
-    hold_gradients(ranks, kind, dtype, layouts, 4, bound if dtype == torch.float64 else 1e-5)
-    hold_curves(ranks, tmp_path, kind, layouts, 4, bound, dtype=dtype)
+def test_context_by_data_and_by_tensor(ranks, tmp_path, kind, dtype, layouts):
+    hold_law(ranks, tmp_path, kind, layouts, 4, dtype)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
-def test_data_by_context_by_tensor(ranks, tmp_path, kind, dtype, bound):
+@in_both_types
+def test_data_by_context_by_tensor(ranks, tmp_path, kind, dtype):
     """Eight ranks, two by two by two."""
-    hold_gradients(ranks, kind, dtype, EIGHT, 8, bound if dtype == torch.float64 else 1e-5)
-    hold_curves(ranks, tmp_path, kind, EIGHT, 8, bound, dtype=dtype)
+    hold_law(ranks, tmp_path, kind, EIGHT, 8, dtype)
 
 
 WITH_A_PIPELINE = {
@@ -173,8 +170,7 @@ WITH_A_PIPELINE = {
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
-def test_with_a_pipeline(ranks, tmp_path, kind, dtype, bound):
+@in_both_types
+def test_with_a_pipeline(ranks, tmp_path, kind, dtype):
     """Rows and experts of each stage divided, two by two."""
-    hold_gradients(ranks, kind, dtype, WITH_A_PIPELINE[kind], 4, bound if dtype == torch.float64 else 1e-5)
-    hold_curves(ranks, tmp_path, kind, WITH_A_PIPELINE[kind], 4, bound, dtype=dtype)
+    hold_law(ranks, tmp_path, kind, WITH_A_PIPELINE[kind], 4, dtype)

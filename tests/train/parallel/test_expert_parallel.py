@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_law import hold_curves, hold_gradients
+from test_law import hold_curves, hold_gradients, hold_law, in_both_types
 from toys import MODELS, apart, curve, train
 
 from lmlab.train.checkpoint import gathered
@@ -91,8 +91,7 @@ def test_saved_on_two_resumed_on_one_and_back(ranks, tmp_path, zero, optimizer):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
+@in_both_types
 @pytest.mark.parametrize(("layouts", "size"), [(ALONE, 2), (FOUR[:5], 4), (FOUR[5:], 4), (EIGHT, 8)])
-def test_expert_parallel(ranks, tmp_path, dtype, bound, layouts, size):
-    hold_gradients(ranks, "experts", dtype, layouts, size, bound if dtype == torch.float64 else 1e-5)
-    hold_curves(ranks, tmp_path, "experts", layouts, size, bound, dtype=dtype)
+def test_expert_parallel(ranks, tmp_path, dtype, layouts, size):
+    hold_law(ranks, tmp_path, "experts", layouts, size, dtype)

@@ -58,6 +58,16 @@ def hold_curves(ranks, out, kind: str, layouts: list[ParallelConfig], size: int,
     assert max(found.values()) < bound, found
 
 
+in_both_types = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+
+
+def hold_law(ranks, out, kind: str, layouts: list[ParallelConfig], size: int, dtype: torch.dtype):
+    """The whole law, in one type of numbers."""
+    gradients_within, curves_within = (1e-8, 1e-8) if dtype == torch.float64 else (1e-5, 1e-4)
+    hold_gradients(ranks, kind, dtype, layouts, size, gradients_within)
+    hold_curves(ranks, out, kind, layouts, size, curves_within, dtype=dtype)
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_two_ranks_have_one_process_s_gradients(ranks, kind):
     hold_gradients(ranks, kind, torch.float32, [*DATA[::2], *TENSOR, *RECOMPUTE[:3]], 2, 1e-5)
@@ -78,10 +88,9 @@ def test_every_objective(ranks, tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
-def test_every_stage_of_zero(ranks, tmp_path, kind, dtype, bound):
-    hold_gradients(ranks, kind, dtype, DATA, 2, bound if dtype == torch.float64 else 1e-5)
-    hold_curves(ranks, tmp_path, kind, DATA, 2, bound, dtype=dtype)
+@in_both_types
+def test_every_stage_of_zero(ranks, tmp_path, kind, dtype):
+    hold_law(ranks, tmp_path, kind, DATA, 2, dtype)
 
 
 @pytest.mark.slow
@@ -95,21 +104,19 @@ def test_every_optimizer(ranks, tmp_path, optimizer):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
-def test_tensor_parallel(ranks, tmp_path, kind, dtype, bound):
-    hold_gradients(ranks, kind, dtype, TENSOR, 2, bound if dtype == torch.float64 else 1e-5)
-    hold_curves(ranks, tmp_path, kind, TENSOR, 2, bound, dtype=dtype)
+@in_both_types
+def test_tensor_parallel(ranks, tmp_path, kind, dtype):
+    hold_law(ranks, tmp_path, kind, TENSOR, 2, dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
-def test_data_by_tensor(ranks, tmp_path, kind, dtype, bound):
+@in_both_types
+def test_data_by_tensor(ranks, tmp_path, kind, dtype):
     """Four ranks, two by two, with every stage of ZeRO."""
     layouts = [ParallelConfig(tensor=2, zero=stage, sequence=stage != 2) for stage in (0, 1, 2, 3)]
-    hold_gradients(ranks, kind, dtype, layouts, 4, bound if dtype == torch.float64 else 1e-5)
-    hold_curves(ranks, tmp_path, kind, layouts, 4, bound, dtype=dtype)
+    hold_law(ranks, tmp_path, kind, layouts, 4, dtype)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from test_law import hold_curves, hold_gradients
+from test_law import hold_curves, hold_gradients, hold_law, in_both_types
 from toys import MODELS, TRAINED, apart, curve, train
 
 from lmlab.progress import read_jsonl
@@ -15,15 +15,10 @@ from lmlab.train.stability import SpikeConfig
 
 GPIPE, ALTERNATING = (ParallelConfig(pipeline=2, schedule=name) for name in ("gpipe", "1f1b"))
 INTERLEAVED = ParallelConfig(pipeline=2, schedule="interleaved-1f1b")
-DTYPES = [(torch.float64, 1e-8), (torch.float32, 1e-4)]
 
 
 def changed(config: ParallelConfig, **settings) -> ParallelConfig:
     return config.model_copy(update=settings)
-
-
-def first_step(dtype: torch.dtype, bound: float) -> float:
-    return bound if dtype == torch.float64 else 1e-5
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -52,46 +47,42 @@ def test_micro_batches_that_are_ragged_or_too_few(ranks, kind, micro_batches):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", [*MODELS, "deep-dense", "deep-experts", "biased"])
-@pytest.mark.parametrize(("dtype", "bound"), DTYPES)
-def test_every_schedule(ranks, tmp_path, kind, dtype, bound):
+@in_both_types
+def test_every_schedule(ranks, tmp_path, kind, dtype):
     layouts = [GPIPE, ALTERNATING] if kind in ("dense", "experts") else [GPIPE, ALTERNATING, INTERLEAVED]
-    hold_gradients(ranks, kind, dtype, layouts, 2, first_step(dtype, bound))
-    hold_curves(ranks, tmp_path, kind, layouts, 2, bound, dtype=dtype)
+    hold_law(ranks, tmp_path, kind, layouts, 2, dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("dtype", "bound"), DTYPES)
-def test_pipeline_by_data(ranks, tmp_path, kind, dtype, bound):
+@in_both_types
+def test_pipeline_by_data(ranks, tmp_path, kind, dtype):
     """Four ranks, two by two, with every stage of ZeRO."""
     layouts = [changed(GPIPE if stage == 2 else ALTERNATING, zero=stage) for stage in (0, 1, 2, 3)]
     layouts += [changed(INTERLEAVED, zero=1)] if kind == "encoder-decoder" else []
-    hold_gradients(ranks, kind, dtype, layouts, 4, first_step(dtype, bound))
-    hold_curves(ranks, tmp_path, kind, layouts, 4, bound, dtype=dtype)
+    hold_law(ranks, tmp_path, kind, layouts, 4, dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("dtype", "bound"), DTYPES)
-def test_pipeline_by_tensor(ranks, tmp_path, kind, dtype, bound):
+@in_both_types
+def test_pipeline_by_tensor(ranks, tmp_path, kind, dtype):
     layouts = [changed(ALTERNATING, tensor=2), changed(GPIPE, tensor=2, sequence=False)]
     layouts += [changed(INTERLEAVED, tensor=2)] if kind == "encoder-decoder" else []
-    hold_gradients(ranks, kind, dtype, layouts, 4, first_step(dtype, bound))
-    hold_curves(ranks, tmp_path, kind, layouts, 4, bound, dtype=dtype)
+    hold_law(ranks, tmp_path, kind, layouts, 4, dtype)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("dtype", "bound"), DTYPES)
-def test_pipeline_by_data_by_tensor(ranks, tmp_path, kind, dtype, bound):
+@in_both_types
+def test_pipeline_by_data_by_tensor(ranks, tmp_path, kind, dtype):
     """Eight ranks."""
     for stage in (1, 3):
         layouts = [changed(ALTERNATING, tensor=2, zero=stage)]
-        hold_gradients(ranks, kind, dtype, layouts, 8, first_step(dtype, bound))
-        hold_curves(ranks, tmp_path, kind, layouts, 8, bound, dtype=dtype)
+        hold_law(ranks, tmp_path, kind, layouts, 8, dtype)
 
 
 @pytest.mark.slow

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from lmlab import recipe
 from lmlab.cli import app
+from lmlab.device import hardware
 from lmlab.errors import Refused
 from lmlab.model.config import ModelConfig
 from lmlab.train.optimizer import OptimizerConfig
-from lmlab.train.planner import hardware
 from lmlab.train.planner.choose import ROOM, Work, consider
 from lmlab.train.planner.memory import Degrees, cut, memory_of, states
 from lmlab.train.planner.plan import describe, make

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from lmlab.device.hardware import Device
 from lmlab.model.config import ModelConfig
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel import ParallelConfig
 from lmlab.train.parallel.layout import misfits
-from lmlab.train.planner.hardware import Device
 from lmlab.train.planner.memory import Degrees, Memory, memory_of
 from lmlab.train.planner.time import Step, step_of
 

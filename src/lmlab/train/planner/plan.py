@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from lmlab.device.hardware import Device
 from lmlab.errors import Refused, nearest
 from lmlab.model.config import ModelConfig
 from lmlab.model.store import read_config, resolve
 from lmlab.objective.build import lengths, window
 from lmlab.recipe import Recipe, Step
-from lmlab.train.plan import LADDER, shape_of_width
+from lmlab.train.plan import LADDER, START, shape_of_width
 from lmlab.train.planner.choose import ROOM, Candidate, Work, consider
-from lmlab.train.planner.hardware import Device
 from lmlab.train.pretrain_config import PretrainConfig
 from lmlab.train.ramp import Batches
 
@@ -130,7 +130,7 @@ def _shape(step: Step, steps: list[Step], config: PretrainConfig, speed: float) 
             )
         vocabulary = Tokenizer.load(find_tokenizer(tokenizer)).vocab_size
     if config.model.d_model is not None or config.minutes is None:
-        return shape_of_width(config.model, config.model.d_model or LADDER[2], vocabulary)
+        return shape_of_width(config.model, config.model.d_model or START, vocabulary)
     length = config.model.context_length
     fitting = shape_of_width(config.model, LADDER[0], vocabulary)
     for width in LADDER[1:]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lmlab.device.hardware import Device
 from lmlab.model.config import ModelConfig
 from lmlab.train.parallel.schedules import bubble_share
-from lmlab.train.planner.hardware import Device
 from lmlab.train.planner.memory import Degrees, cut
 
 
