@@ -1,5 +1,6 @@
 """Ranks for tests: processes that are forked, one thread each, with gloo between them."""
 
+import faulthandler
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ SECONDS = 600
 def _child(work: Callable[[World], Any], rank: int, size: int, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     status = 1
+    faulthandler.enable((folder / f"{rank}.fault").open("w"))
     try:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
@@ -50,13 +52,15 @@ def run_ranks(work: Callable[[World], Any], size: int, folder: Path) -> list[Any
         if pid == 0:
             _child(work, rank, size, folder)
         children[pid] = rank
-    deadline, failed = time.monotonic() + SECONDS, False
+    deadline, failed, died = time.monotonic() + SECONDS, False, []
     while children and not failed:
         for pid in list(children):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
-                del children[pid]
+                rank = children.pop(pid)
                 failed = failed or status != 0
+                if os.WIFSIGNALED(status):
+                    died.append(f"rank {rank} was ended by signal {os.WTERMSIG(status)}")
         failed = failed or time.monotonic() > deadline
         time.sleep(0.02)
     if failed:
@@ -64,9 +68,11 @@ def run_ranks(work: Callable[[World], Any], size: int, folder: Path) -> list[Any
     for pid in children:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    errors = sorted(folder.glob("*.error"))
     if failed:
-        pytest.fail("\n".join(f"rank {e.stem}:\n{e.read_text()}" for e in errors) or f"no end after {SECONDS} s")
+        errors = [f"rank {path.stem}:\n{path.read_text()}" for path in sorted(folder.glob("*.error"))]
+        errors.sort(key=lambda said: "closed by peer" not in said)  # the cause last, where short summaries of a run end
+        crashes = ["".join(path.open().readlines()[:12]) for path in sorted(folder.glob("*.fault"))]
+        pytest.fail("\n".join([*errors, *filter(None, crashes), *died]) or f"no end after {SECONDS} s")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
 
 

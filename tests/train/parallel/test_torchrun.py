@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -176,7 +177,7 @@ def test_a_rank_that_is_killed_is_named_by_the_other_within_a_minute(recipe, tmp
     jobs[1].kill()
     said = jobs[0].communicate(timeout=60)[1].decode()
     assert jobs[0].returncode == 1
-    assert "error: rank 0: stopping, because rank 1 has been silent for 30 s" in said
+    assert re.search(r"error: rank 0: stopping, because rank 1 has been silent for \d\d s", said), said
     assert json.loads((out / "run.json").read_text())["stages"]["pretrain"]["status"] == "failed"
     steps_before = len(read_jsonl(log))
     assert max(int(path.name[5:]) for path in (out / "pretrain" / "checkpoints").glob("step-*")) > steps_before - 11
