@@ -19,8 +19,9 @@ check: $(VENV)/dev.stamp
 tests: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
+# Browsers, sockets and killed processes on a crowded machine: what fails is tried once more, and said (R).
 slow: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "slow or browser" --timeout 1500
+	$(BIN)/python -m pytest -m "slow or browser" --timeout 1500 --reruns 1 -rfER
 
 laws: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m long --timeout 1800
