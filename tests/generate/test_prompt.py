@@ -44,7 +44,8 @@ def test_attention_is_torchs(
 ) -> None:
     """Ragged lengths, grouped queries, odd heads, tokens in the cache; rows cut anywhere."""
     draw, kind = torch.Generator().manual_seed(seed), attention_kind(narrow)
-    N, H, padded = sum(lengths), kv_heads * group, head_dim + (head_dim % 2 if narrow else 0)
+    pairs = kind != FLOAT32
+    N, H, padded = sum(lengths), kv_heads * group, head_dim + (head_dim % 2 if pairs else 0)
 
     def numbers(*shape: int) -> torch.Tensor:
         found = torch.randn(shape, generator=draw)
@@ -56,10 +57,10 @@ def test_attention_is_torchs(
         numbers(len(lengths), 2, kv_heads, held + 3, head_dim),
     )
     pad = (0, padded - head_dim)
-    queries = np.ascontiguousarray(bits(F.pad(q, pad), narrow)).reshape(N, -1).view(np.int32)
+    queries = np.ascontiguousarray(bits(F.pad(q, pad), pairs)).reshape(N, -1).view(np.int32)
     # What stands in the cache behind `held` is of another request: it must not be read.
     old[:, :, :, held:] = float("nan")
-    arrays = (bits(old, narrow), queries, np.ascontiguousarray(bits(F.pad(new, pad), narrow)))
+    arrays = (bits(old, narrow), queries, np.ascontiguousarray(bits(F.pad(new, pad), pairs)))
     spans = spans_of(lengths, [held] * len(lengths), list(range(len(lengths))))
     scale, found = np.float32(head_dim**-0.5), np.empty((N, H * head_dim), np.float32)
     cut = N // 3

@@ -2,9 +2,9 @@
 
 A panel holds 48 outputs: for each step along the inputs the weights of all 48 lie side by side, so that a product reads
 memory from front to back once, whatever number of rows it multiplies. Rows of x stay float32 beside float32 weights and
-are rounded to bfloat16 beside bfloat16 ones. Beside int8 and int4 they are rounded to 16 bits with a scale for each row
-and block of inputs (a rounding of at most 2^-16 of the block's largest number), so that in effect weights alone are
-quantised, while sums are of integers and exact.
+are rounded to bfloat16 beside bfloat16 ones where the processor multiplies those in pairs. Beside int8 and int4 they are
+rounded to 16 bits with a scale for each row and block of inputs (a rounding of at most 2^-16 of the block's largest
+number), so that in effect weights alone are quantised, while sums are of integers and exact.
 """
 
 from __future__ import annotations
@@ -17,7 +17,19 @@ from torch import Tensor
 from lmlab.generate.kernels import LINE, _compiled, spread
 from lmlab.generate.mapped import give_back
 from lmlab.generate.quantise import group_size, round_int4, round_int8
-from lmlab.generate.simd import BFLOAT16, FLOAT32, INT4, INT8, PANEL, ROWS, add_products, available, fetch_near, kept
+from lmlab.generate.simd import (
+    BFLOAT16,
+    FLOAT32,
+    INT4,
+    INT8,
+    PANEL,
+    ROWS,
+    WHOLE,
+    add_products,
+    available,
+    fetch_near,
+    kept,
+)
 
 BLOCK = 256
 """Inputs that share a scale of x beside int8 weights. 512 x 127 x 32,767 is the most that 32 bits hold; fewer, because
@@ -47,7 +59,7 @@ def narrow(
     """Rows x (N, K) as the kernel reads them: words (N, >= K / 2 or K) int32, zeroed behind K; scale (N, blocks, 2)."""
     N, K = x.shape
     bits = x.view(np.int32)
-    if kind == FLOAT32:
+    if kind in WHOLE:
         for n in range(N):
             for k in range(K):
                 words[n, k] = bits[n, k]
@@ -140,7 +152,7 @@ def multiply(
 def product(packed: Packed, x: np.ndarray, add: bool, out: np.ndarray) -> None:  # pragma: no cover (compiled)
     """out (N, outputs) = x W^T + b, added to what is there where `add`; x (N, in) float32, contiguous."""
     kind, outputs, size, blocks = packed[0], packed[1], packed[2], packed[3]
-    words = np.zeros((len(x), size * blocks // (1 if kind == FLOAT32 else 2)), np.int32)
+    words = np.zeros((len(x), size * blocks // (1 if kind in WHOLE else 2)), np.int32)
     scale = np.empty((len(x), blocks if kind >= INT8 else 0, 2), np.float32)
     narrow(kind, size, x, words, scale)
     multiply(packed, words, scale, add, 0, (outputs + PANEL - 1) // PANEL, out)
@@ -263,10 +275,11 @@ class Panels:
         if count == 1 or self.weights.nbytes * -(-len(x) // ROWS) < PARALLEL_BYTES:
             product(self.packed, x, add, out)
             return found
-        whole, integers = self.kind == FLOAT32, self.kind in (INT8, INT4)
-        words = x.view(np.int32) if whole else np.zeros((len(x), self.block * self.blocks // 2), np.int32)
+        width, integers = self.block * self.blocks // (1 if self.kind in WHOLE else 2), self.kind in (INT8, INT4)
+        ready = width == self.inputs  # as float32 that is not padded
+        words = x.view(np.int32) if ready else np.zeros((len(x), width), np.int32)
         scale = np.empty((len(x), self.blocks if integers else 0, 2), np.float32)
-        if not whole:
+        if not ready:
             narrow(self.kind, self.block, x, words, scale)
         spread(self.panels, lambda part: multiply(self.packed, words, scale, add, part.start, part.stop, out))
         return found

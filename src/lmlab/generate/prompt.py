@@ -19,7 +19,7 @@ import torch
 from lmlab.generate.kernels import _compiled, spread, turn_heads
 from lmlab.generate.products import Packed, product
 from lmlab.generate.prompt_attention import Span, attend_prompts, attention_kind, last_rows
-from lmlab.generate.simd import FLOAT32, ROWS, kept
+from lmlab.generate.simd import FLOAT32, ROWS, kept, read
 from lmlab.generate.step import normalise, think
 
 TOGETHER = 128
@@ -52,7 +52,8 @@ def project(
     fresh: np.ndarray,
 ) -> None:  # pragma: no cover (compiled)
     """Queries (N, H, P) and fresh keys and values (N, 2, G, P) of rows `first` to `last` of x (N, D); these into the cache
-    (rows, 2, G, S, K) too, unless it has no slots. float32, or int16 with the bits of bfloat16; P is K, or K + 1."""
+    (rows, 2, G, S, K) too, in whose precision they are, unless it has no slots. float32, or int16 with the bits of bfloat16;
+    P is K, or K + 1."""
     gains, eps, cos, sin = rotation
     _, H, _ = queries.shape
     G, K = cache.shape[2], cache.shape[4]
@@ -77,7 +78,7 @@ def project(
                         begins = (H + part * G + g) * K
                         to, of = fresh[r, part, g], here[begins : begins + K]
                         for k in range(K):
-                            to[k] = kept(of[k], fresh)
+                            to[k] = kept(read(kept(of[k], cache)), fresh)  # as those are that stand in the cache
                         if cache.shape[3]:
                             slot = cache[row, part, g, position]
                             for k in range(K):
@@ -137,7 +138,7 @@ def read_prompts(
 ) -> np.ndarray:
     """Rows x (N, D), changed in place, through all layers; with `last` the last row of each sequence alone, (B, D).
 
-    caches: of each layer (rows, 2, G, S, K), or none; heads: (H, G, K); narrow: attend in bfloat16. With `last` the last
+    caches: of each layer (rows, 2, G, S, K), or none; heads: (H, G, K); narrow: keys and values are bfloat16. With `last` the last
     layer computes keys and values of all rows, and the rest for the last ones only: nobody reads it.
     """
     H, G, K = heads
@@ -146,7 +147,7 @@ def read_prompts(
     P = K if kind == FLOAT32 else K + K % 2
     queries, fresh = np.zeros((len(x), H, P), number), np.zeros((len(x), 2, G, P), number)
     words = queries.reshape(len(x), -1).view(np.int32)
-    none = np.empty((0, 2, G, 0, K), number)
+    none = np.empty((0, 2, G, 0, K), np.int16 if narrow else np.float32)
     scale = np.float32(K**-0.5)
     every = np.array(spans)
     for index, layer in enumerate(layers):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmlab.generate.kernels import _compiled, weigh
-from lmlab.generate.simd import BFLOAT16, FLOAT32, PANEL, ROWS, add_products, available, kept, read
+from lmlab.generate.simd import BFLOAT16, FLOAT32, PAIRED, PANEL, ROWS, add_products, kept, read
 
 NEVER = 1 << 62
 """A place behind all tokens."""
@@ -48,8 +48,8 @@ def last_rows(spans: Sequence[Span]) -> list[Span]:
 
 
 def attention_kind(narrow: bool) -> int:
-    """The kind that attention over prompts multiplies with: bfloat16 where the cache is and the processor can."""
-    return BFLOAT16 if narrow and BFLOAT16 in available() else FLOAT32
+    """The kind that attention over prompts multiplies with: bfloat16 where the cache is and the processor gains by it."""
+    return BFLOAT16 if narrow and PAIRED else FLOAT32
 
 
 @_compiled
