@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from lmlab.model.config import ModelConfig, Parts
+from lmlab.train import plan
 from lmlab.train.plan import LADDER, Shape, make_plan, shape_of_width
 
 
@@ -51,7 +52,28 @@ def test_what_cannot_be_is_refused_at_once(wrong: dict, message: str) -> None:
 def test_where_all_is_given_the_clock_is_not_read() -> None:
     given = Shape(d_model=16, heads=2, layers=1, context_length=8)
     settings = {"steps": 3, "batch_tokens": 32, "precision": "float32", "compile_wish": False}
-    plan = make_plan(given, 300, minutes=None, kernel="math", tokens_per_parameter=2.0, **settings)
-    assert (plan["measured"], plan["kernel"], plan["precision"], plan["tokens"]) == ([], "math", "float32", 96)
+    found = make_plan(given, 300, minutes=None, kernel="math", tokens_per_parameter=2.0, **settings)
+    assert (found["measured"], found["kernel"], found["precision"], found["tokens"]) == ([], "math", "float32", 96)
     measured = make_plan(given, 300, minutes=None, kernel="auto", tokens_per_parameter=2.0, **settings)["measured"]
     assert {row["kernel"] for row in measured} == {"math", "sdpa"}
+
+
+def test_minutes_of_several_ranks_are_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fast as this process each: four times the tokens at a given shape, a larger model where the minutes choose it."""
+    row = {"precision": "float32", "kernel": "math"}
+
+    def measured(shape, rows, context, precisions, kernels):
+        return [row | {"tokens_per_second": 1e12 / shape.flops_per_token(context)}]
+
+    monkeypatch.setattr(plan, "measure", measured)
+    settings = {"steps": None, "batch_tokens": 256, "precision": "float32", "compile_wish": False}
+    one, four = (
+        [
+            make_plan(shape, 300, minutes=1, kernel="math", tokens_per_parameter=2.0, ranks=ranks, **settings)
+            for shape in (Shape(d_model=64, layers=2, context_length=64), Shape(context_length=64))
+        ]
+        for ranks in (1, 4)
+    )
+    assert four[0]["tokens"] == pytest.approx(4 * one[0]["tokens"], rel=0.01)
+    assert four[1]["parameters"]["total"] > one[1]["parameters"]["total"]
+    assert four[1]["flops"] == pytest.approx(4 * one[1]["flops"], rel=0.05)

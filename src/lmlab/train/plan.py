@@ -65,13 +65,15 @@ def make_plan(
     lengths: tuple[float, float] | None = None,
     ramp: RampConfig | None = None,
     fixed: ModelConfig | None = None,
+    ranks: int = 1,
 ) -> dict[str, Any]:
     """Decide what the recipe leaves open. Reads the clock, unless steps, width, precision and kernel are all given: call
     it through `Context.plan`.
 
     Width: the largest rung whose run of `minutes` still sees `tokens_per_parameter` tokens a parameter, at the training
     speed measured on the rung itself. An objective makes a source and a target of `lengths` tokens out of a text's `window`
-    (default: the context's length, all of it target). `fixed`: the shape of a model that is continued.
+    (default: the context's length, all of it target). `fixed`: the shape of a model that is continued. `ranks`: processes
+    that share each step; all are taken to be as fast as this one, and what they tell each other to cost nothing.
     """
     context = given.context_length
     length = window or context
@@ -88,16 +90,16 @@ def make_plan(
         table = measure(start, probe_rows, context, precisions, kernels)
         best, speed = table[0], table[0]["tokens_per_second"]
     if minutes is not None and given.d_model is None and fixed is None:
-        flops = speed * start.flops_per_token(context)
+        flops = speed * ranks * start.flops_per_token(context)
         for width in LADDER:
             shape = shape_of_width(given, width, vocab_size)
             expected = minutes * 60 * flops / shape.flops(source, target, context) * length
             if width == LADDER[0] or expected >= tokens_per_parameter * shape.parameters()["total"]:
-                chosen, speed = shape, flops / shape.flops_per_token(context)
+                chosen, speed = shape, flops / ranks / shape.flops_per_token(context)
         if chosen != start:
             speed = measure(chosen, probe_rows, context, (best["precision"],), kernels)[0]["tokens_per_second"]
     # Measured in tokens of full rows; a window costs its source and its target.
-    speed *= length * chosen.flops_per_token(context) / chosen.flops(source, target, context)
+    speed *= ranks * length * chosen.flops_per_token(context) / chosen.flops(source, target, context)
     seconds = (minutes or 0) * 60
     steady = ramp is None  # a compiled step is made anew for each size of batch
     compiled = compile_wish if compile_wish is not None else steady and can_compile() and seconds >= 90

@@ -131,6 +131,7 @@ def run(context: Context) -> Mapping[str, Any]:
             lengths=task.lengths(length),
             ramp=config.batch_ramp,
             fixed=start.shape,
+            ranks=size(),
         )
     )
     shape = ModelConfig.model_validate(plan["model"])
