@@ -1,4 +1,4 @@
-"""lmlab scale: fit laws, predict by them, plan."""
+"""lmlab scale: fit laws, predict by them, plan; ladders."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lmlab.cli.common import Json, group, show
+from lmlab.cli.common import Json, Out, Overrides, RecipeArgument, group, show
 
-app = group("scale", "Scaling laws: fit, predict, plan.")
+app = group("scale", "Scaling laws: fit, predict, plan, ladders.")
 
 
 @app.command("fit")
@@ -86,3 +86,31 @@ def scale_plan(
     given = {"compute": compute, "params": params, "tokens": tokens, "loss": loss}
     found = plan_for(given, law, gpu=gpu, gpus=gpus, utilisation=utilisation, price=price)
     show(found, as_json, describe_plan(found))
+
+
+@app.command("ladder")
+def scale_ladder(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="C1,C2,...", help="Training FLOPs of each rung, growing. Default: the recipe's ladder.budgets."
+        ),
+    ] = None,
+    out: Out = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Repetitions, each a ladder and a prediction. Default: the recipe's seeds."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train small models of growing compute, predict the last before it is trained, train it, compare. Resumes."""
+    from lmlab.scaling import ladder
+    from lmlab.scaling.table import number
+
+    wanted = [number(each, "--budgets") for each in budgets.split(",")] if budgets else []
+    checked = ladder.load(recipe, overrides or [], wanted, seeds)
+    place = out or Path("runs") / checked.recipe.name
+    found = ladder.run(checked, place)
+    show({"run": str(place), **found}, as_json, ladder.describe(found, place))
