@@ -1,4 +1,4 @@
-"""lmlab scale: fit laws, predict by them, plan; ladders."""
+"""lmlab scale: fit laws, predict by them, plan; ladders; emergence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from lmlab.cli.common import Json, Out, Overrides, RecipeArgument, group, show
 
-app = group("scale", "Scaling laws: fit, predict, plan, ladders.")
+app = group("scale", "Scaling laws: fit, predict, plan, ladders, emergent abilities.")
 
 
 @app.command("fit")
@@ -114,3 +114,33 @@ def scale_ladder(
     place = out or Path("runs") / checked.recipe.name
     found = ladder.run(checked, place)
     show({"run": str(place), **found}, as_json, ladder.describe(found, place))
+
+
+@app.command("emergence")
+def scale_emergence(
+    table: Annotated[
+        Path, typer.Argument(metavar="TABLE.csv", help="A row a model, or a row a model and item or seed.")
+    ],
+    hard: Annotated[str, typer.Option(metavar="COLUMN", help="The hard metric, such as exact match.")],
+    soft: Annotated[
+        list[str],
+        typer.Option(
+            metavar="COLUMN", help="A soft one: token edit distance, log-probability, Brier. May be repeated."
+        ),
+    ],
+    scale: Annotated[str, typer.Option(metavar="COLUMN", help="Size or compute; 70m is read.")] = "compute",
+    unit: Annotated[str | None, typer.Option(metavar="COLUMN", help="Item or seed: what is resampled.")] = None,
+    family: Annotated[str | None, typer.Option(metavar="COLUMN", help="One verdict for each value.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="COLUMN", help="One verdict for each value.")] = None,
+    few_shot: Annotated[str | None, typer.Option(metavar="COLUMN", help="The hard metric with examples.")] = None,
+    instructed: Annotated[str | None, typer.Option(metavar="COLUMN", help="... after instruction tuning.")] = None,
+    chain: Annotated[str | None, typer.Option(metavar="COLUMN", help="... by chain of thought.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Whether a hard metric has a change-point where the soft ones are smooth, and what prompts gain by scale."""
+    from lmlab.scaling.command import describe_emergence, emergence_of
+
+    by = [name for name in (family, task) if name is not None]
+    gains = {"few-shot": few_shot, "instruction": instructed, "chain-of-thought": chain}
+    found = emergence_of(table, scale, hard, soft, by, unit, {k: v for k, v in gains.items() if v is not None})
+    show(found, as_json, describe_emergence(found, by, scale))
