@@ -120,8 +120,8 @@ def test_the_command_and_what_it_refuses(tmp_path):
 
 
 def test_published_pythia_scores(tmp_path):
-    """LAMBADA over training, five sizes, two data sets each (docs/scaling.md): from the first step on both metrics are flat and then
-    change, the log-probability at less compute than the accuracy; from step 512 on both are smooth."""
+    """LAMBADA over training, five sizes, two data sets each (docs/scaling.md): from the first step on both metrics are flat and
+    then change, the log-probability at less compute than the accuracy; from step 512 on both are smooth."""
     data = os.environ.get("LMLAB_DATA")
     if not data or not (Path(data) / "pythia_scores/scores.csv.gz").is_file():
         pytest.skip("LMLAB_DATA does not name a folder with pythia_scores/scores.csv.gz")
