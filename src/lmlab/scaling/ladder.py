@@ -116,6 +116,7 @@ def run(ladder: Ladder, out: Path) -> dict[str, Any]:
     """Train, predict, train, compare; returns what OUT/results.json holds. Raises Refused where there is too little text
     or OUT holds another ladder, Failed where a rung failed."""
     _begin(ladder, out)
+    found: dict[str, Any] = {}
     for count in range(1, len(ladder.recipe.seeds) + 1):
         seeds = ladder.recipe.seeds[:count]
         recipes.run(ladder.part(ladder.fitted, seeds), out)
