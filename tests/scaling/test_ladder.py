@@ -17,7 +17,7 @@ from lmlab.cli import app
 from lmlab.errors import Refused
 from lmlab.provenance import digest_file
 from lmlab.scaling import ladder
-from lmlab.scaling.few import posterior, rehearse
+from lmlab.scaling.few import posterior, rehearsal_errors, rehearse
 from lmlab.scaling.table import read
 
 RECIPE = """
@@ -75,6 +75,16 @@ def test_a_law_that_is_wrong_is_seen_in_rehearsal():
     assert [row["fitted"] for row in above] == [3, 4, 5, 6, 7, 8]
     assert all(row["inside"] for row in above) and all(abs(row["relative_error"]) < 0.01 for row in above[1:])
     assert not any(row["inside"] for row in plain) and plain[-1]["relative_error"] < -0.05
+
+
+def test_a_curve_that_still_bends_down_needs_a_law_that_may():
+    compute = np.geomspace(1, 32, 10)
+    loss = 4.3 - 0.25 * np.log(compute)
+    errors = rehearsal_errors(compute, loss)
+    assert errors["power"]["mean"] > 0.005 and errors["power-above"]["mean"] > 0.005, "above what comes"
+    found = posterior(compute, loss, "power-any", 4000)
+    assert found.predict(256.0)["predicted"] == pytest.approx(4.3 - 0.25 * np.log(256), rel=0.01)
+    assert np.median(found.c) < 0
 
 
 @pytest.fixture(scope="module")

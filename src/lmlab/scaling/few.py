@@ -1,12 +1,17 @@
 """The loss over compute from few runs: every curve that the runs allow, weighed by how well it fits, instead of one and its
 resamples (of six runs a resample has four on average, and three constants go through three of them exactly).
 
-    log of a run's loss = log(c + a C^-b) + noise,   c >= 0, a > 0, b > 0
+    log of a run's loss = log(c + a C^-b) + noise,   a > 0, b > 0
+
+    power-above   c >= 0
+    power         c = 0
+    power-any     any c: below 0 the curve bends down in log L over log C, as it does where the runs are so short that they
+                  have hardly begun to learn; it has no floor, so it reaches less far
 
 The prior is flat in the losses at the first and at the last budget and in b. Given b the curve is linear in those two
 losses, so its posterior is a regression's, and b is summed over a grid (Gelman et al., Bayesian Data Analysis, 3rd ed.,
-14.2); draws with a negative c or a curve that rises are thrown away. The noise is what the fit leaves, with a prior worth
-two runs, since three or four residuals say little about a variance.
+14.2); draws of curves that rise, or with a c that the law forbids, are thrown away. The noise is what the fit leaves, with
+a prior worth two runs, since three or four residuals say little about a variance.
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ import numpy as np
 
 from lmlab.scaling.fit import INTERVAL
 
-Law = Literal["power-above", "power"]
+Law = Literal["power-above", "power", "power-any"]
+LAWS: tuple[Law, ...] = ("power-above", "power", "power-any")
 EXPONENTS = np.linspace(0.01, 1.0, 100)
 """Of b. Published exponents of compute are 0.05 (2001.08361, c = 0) to 0.2 (2203.15556, c > 0)."""
 PRIOR_RUNS = 2.0
@@ -59,8 +65,8 @@ def posterior(
 ) -> Draws:
     """Curves through runs of growing compute (n,) and loss (n,), n >= 2. With two runs the interval is the prior's."""
     generator = np.random.default_rng(seed)
-    made = _above(compute, loss, count, generator) if law == "power-above" else _plain(compute, loss, count, generator)
-    keep = (made.c >= 0) & (made.top > made.c) & (made.b > 0) & np.isfinite(made.top)
+    made = _plain(compute, loss, count, generator) if law == "power" else _above(compute, loss, count, generator)
+    keep = (made.top > made.c) & (made.b > 0) & ((made.c >= 0) | (law == "power-any"))
     if not keep.any():
         raise ValueError("no falling curve goes through these runs")
     return Draws(made.first, made.top[keep], made.c[keep], made.b[keep], made.noise[keep])
@@ -121,6 +127,16 @@ def rehearse(compute: np.ndarray, loss: np.ndarray, law: Law = "power-above", se
                 {"compute": float(compute[place]), "fitted": int(before.sum()), **judge(found, float(loss[place]))}
             )
     return rows
+
+
+def rehearsal_errors(compute: np.ndarray, loss: np.ndarray) -> dict[str, dict[str, float]]:
+    """Of each law the mean and the root mean square of its rehearsal's relative errors; none where there are too few runs."""
+    errors = {law: np.array([row["relative_error"] for row in rehearse(compute, loss, law)]) for law in LAWS}
+    return {
+        law: {"mean": float(each.mean()), "rms": float(np.sqrt(np.mean(each**2)))}
+        for law, each in errors.items()
+        if len(each)
+    }
 
 
 def judge(predicted: dict[str, float], measured: float) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from lmlab.measure import proportion
 from lmlab.progress import say
 from lmlab.provenance import digest_file
 from lmlab.run import RunDirectory, write_atomic, write_json
-from lmlab.scaling.few import judge, posterior, rehearse
+from lmlab.scaling.few import judge, posterior, rehearsal_errors, rehearse
 from lmlab.scaling.rungs import LadderConfig, Rung, changes, check_budgets, check_recipe, rungs
 from lmlab.text.stage import TokenizerConfig
 from lmlab.text.tokenizer import Tokenizer
@@ -194,7 +194,8 @@ def _predict(ladder: Ladder, out: Path, seed: int) -> None:
         raise Refused(f"{_place(out, ladder.last, seed)}: was trained before it was predicted; choose another --out")
     else:
         compute, loss = (np.array([row[key] for row in rows]) for key in ("compute", "loss"))
-        drawn = posterior(compute, loss, ladder.settings.law)
+        law = ladder.settings.law
+        drawn = posterior(compute, loss, law)
         predicted = drawn.predict(ladder.last.flops)
         write_json(
             path,
@@ -202,15 +203,16 @@ def _predict(ladder: Ladder, out: Path, seed: int) -> None:
                 "rung": ladder.last.name,
                 "compute": ladder.last.flops,
                 **predicted,
-                "law": ladder.settings.law,
+                "law": law,
                 "constants": drawn.constants(),
                 "fitted": rows,
-                "rehearsal": rehearse(compute, loss, ladder.settings.law),
+                "rehearsal": rehearse(compute, loss, law),
+                "rehearsal_errors": rehearsal_errors(compute, loss),
             },
         )
         _log(out, "predicted", seed=seed, rung=ladder.last.name, sha256=digest_file(path), **predicted)
         say(
-            f"seed {seed}: {ladder.last.name} predicted at {predicted['predicted']:.4f} nats a token, 90% interval "
+            f"seed {seed}, law {law}: {ladder.last.name} predicted at {predicted['predicted']:.4f} nats a token, 90% interval "
             f"{predicted['low']:.4f} to {predicted['high']:.4f}"
         )
     if not any(each["event"] == "training" and each["seed"] == seed for each in _read_log(out)):
@@ -265,12 +267,13 @@ def _results(ladder: Ladder, out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     for seed in seeds:
         made = json.loads((out / "predictions" / f"seed-{seed}.json").read_text(encoding="utf-8"))
         predicted = {key: made[key] for key in ("predicted", "low", "high")}
-        rows.append({"seed": seed, **judge(predicted, _row(ladder, out, ladder.last, seed)["loss"])})
+        rows.append(
+            {"seed": seed, "law": made["law"], **judge(predicted, _row(ladder, out, ladder.last, seed)["loss"])}
+        )
     inside = sum(row["inside"] for row in rows)
     found = {
         "rungs": [rung.to_json() for rung in ladder.rungs],
         "reach": ladder.last.flops / ladder.fitted[-1].flops,
-        "law": ladder.settings.law,
         "predictions": rows,
         "inside": proportion(inside, len(rows)).to_json(),
         "relative_error": {
@@ -305,7 +308,8 @@ def describe(found: Mapping[str, Any], out: Path) -> str:
     ]
     lines.append(f"the last, {found['reach']:.3g} times the compute of the largest fitted, in nats a token:")
     lines += [
-        f"  seed {r['seed']}: predicted {r['predicted']:.4f}, 90% {r['low']:.4f} to {r['high']:.4f} ({r['width']:.1%} wide), "
+        f"  seed {r['seed']}, law {r['law']}: predicted {r['predicted']:.4f}, 90% {r['low']:.4f} to {r['high']:.4f} "
+        f"({r['width']:.1%} wide), "
         f"measured {r['measured']:.4f}, error {r['relative_error']:+.2%}, {'inside' if r['inside'] else 'outside'}"
         for r in found["predictions"]
     ]

@@ -41,7 +41,7 @@ class LadderConfig(Config):
     rate_exponent: float = Field(default=0.0, ge=-1, le=1)
     """Learning rates likewise: 0 where muP carries them over (2203.03466). (DeepSeek LLM found -0.125.)"""
     law: Law = "power-above"
-    """The loss of a rung over its compute C: power-above, L = c + a C^-b with c of at least 0, or power, the same with c = 0."""
+    """The loss of a rung over its compute C, L = c + a C^-b: power-above, c of at least 0; power, c = 0; power-any, any c."""
     max_epochs: float = Field(default=4.0, gt=0)
     """A ladder whose last rung reads the text more often is refused; up to about four times it is worth as much as new
     text (2305.16264)."""
