@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from lmlab import recipe as recipes
 from lmlab.cli import app
-from lmlab.errors import Refused
+from lmlab.errors import Failed, Refused
 from lmlab.provenance import digest_file
 from lmlab.scaling import ladder
 from lmlab.scaling.few import posterior, rehearsal_errors, rehearse
@@ -79,12 +79,18 @@ def test_a_law_that_is_wrong_is_seen_in_rehearsal():
 
 def test_a_curve_that_still_bends_down_needs_a_law_that_may():
     compute = np.geomspace(1, 32, 10)
-    loss = 4.3 - 0.25 * np.log(compute)
-    errors = rehearsal_errors(compute, loss)
-    assert errors["power"]["mean"] > 0.005 and errors["power-above"]["mean"] > 0.005, "above what comes"
-    found = posterior(compute, loss, "power-any", 4000)
-    assert found.predict(256.0)["predicted"] == pytest.approx(4.3 - 0.25 * np.log(256), rel=0.01)
-    assert np.median(found.c) < 0
+    for slope in (0.25, 0.4):
+        loss, last = 4.3 - slope * np.log(compute), 4.3 - slope * np.log(256)
+        errors = rehearsal_errors(compute, loss)
+        assert errors["power"]["mean"] > 0.004 and errors["power-above"]["mean"] > 0.004, "above what comes"
+        any_c, above = (posterior(compute, loss, law, 4000) for law in ("power-any", "power-above"))
+        assert any_c.predict(256.0)["predicted"] == pytest.approx(last, rel=0.02) and np.median(any_c.c) < 0
+        assert above.predict(256.0)["predicted"] > last * 1.02 and (above.c >= 0).all()
+
+
+def test_losses_that_rise_are_no_ladder():
+    with pytest.raises(Failed, match="no curve that falls"):
+        posterior(np.geomspace(1, 8, 4), np.array([2.0, 2.3, 2.6, 3.0]))
 
 
 @pytest.fixture(scope="module")

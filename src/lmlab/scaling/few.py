@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lmlab.errors import Failed
 from lmlab.scaling.fit import INTERVAL
 
 Law = Literal["power-above", "power", "power-any"]
@@ -63,12 +64,23 @@ class Draws:
 def posterior(
     compute: np.ndarray, loss: np.ndarray, law: Law = "power-above", count: int = 20_000, seed: int = 0
 ) -> Draws:
-    """Curves through runs of growing compute (n,) and loss (n,), n >= 2. With two runs the interval is the prior's."""
+    """Curves through runs of growing compute (n,) and loss (n,), n >= 2. With two runs the interval is the prior's. Raises Failed
+    where no curve that falls goes near them."""
     generator = np.random.default_rng(seed)
-    made = _plain(compute, loss, count, generator) if law == "power" else _above(compute, loss, count, generator)
+    if law != "power":
+        found = _allowed(_above(compute, loss, count, generator), law)
+        if len(found.b) >= count / 100:
+            return found
+    found = _allowed(_plain(compute, loss, count, generator), law)  # runs that bend down leave c >= 0 its edge, c = 0
+    if not len(found.b):
+        raise Failed(
+            f"law {law}: no curve that falls goes near these losses: {', '.join(f'{each:.4f}' for each in loss)}"
+        )
+    return found
+
+
+def _allowed(made: Draws, law: Law) -> Draws:
     keep = (made.top > made.c) & (made.b > 0) & ((made.c >= 0) | (law == "power-any"))
-    if not keep.any():
-        raise ValueError("no falling curve goes through these runs")
     return Draws(made.first, made.top[keep], made.c[keep], made.b[keep], made.noise[keep])
 
 
