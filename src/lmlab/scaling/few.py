@@ -30,7 +30,7 @@ EXPONENTS = np.linspace(0.01, 1.0, 100)
 """Of b. Published exponents of compute are 0.05 (2001.08361, c = 0) to 0.2 (2203.15556, c > 0)."""
 PRIOR_RUNS = 2.0
 PRIOR_NOISE = 0.004
-"""The noise of one run, relative: what seeds changed in pilot runs of 30 to 150 thousand parameters (docs/scaling.md)."""
+"""The noise of one run, relative: guessed, and about what the shipped ladder leaves around its curves (docs/scaling.md)."""
 
 
 @dataclass(frozen=True)
