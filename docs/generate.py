@@ -33,6 +33,7 @@ nearest stage before that fits. Top-level keys beside the stages:
 | `seeds` | list of whole numbers | every arm runs once a seed; default [0] |
 | `arms` | NAME: {setting: value, ...} | variants, each with some settings changed together; `{}` is the recipe as it stands |
 | `grid` | setting: [value, ...] | every combination of the values is an arm; with `arms`, each of them at each |
+| `ladder` | budgets and rules | how `lmlab scale ladder` cuts the recipe into rungs, which are its arms ([scaling.md](scaling.md#ladders)) |
 
 Settings in `arms` and `grid` are written as on the command line: `pretrain.model.norm: layernorm`. Runs stand in `ARM/seed-N/STAGE`, and
 equal stages are made once and shared. A run that fails is noted, the others go on, and the exit status is 1. Differences are against

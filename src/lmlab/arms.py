@@ -18,7 +18,7 @@ from lmlab.config import Document, parse_path
 from lmlab.errors import Refused, nearest
 from lmlab.run import digest
 
-RESERVED = ("arms", "grid", "seeds", "description")
+RESERVED = ("arms", "grid", "seeds", "description", "ladder")
 """Keys of a recipe that name no stage."""
 
 

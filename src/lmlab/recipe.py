@@ -5,7 +5,8 @@
 Where NAME is itself a kind, `use` may be left out. `from` says which earlier stage (or a path to a stage of another run,
 or for a model any MODEL: a path, hf:OWNER/NAME, preset:NAME) fills a role; left out, it is the nearest stage before that
 fits. `arms:` names variants, each a mapping of settings to change; `grid:` crosses settings and `seeds:` repeats, into
-`ARM/seed-N/STAGE`. Arms share every stage of equal fingerprint. `description:` is for people.
+`ARM/seed-N/STAGE`. Arms share every stage of equal fingerprint. `description:` is for people, `ladder:` for
+`lmlab scale ladder`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lmlab.progress import say
 from lmlab.ranks import Board, together
 from lmlab.run import Input, RunDirectory, StageKind, follow, write_atomic
 
-__all__ = ["KINDS", "ArmsFailed", "Recipe", "Step", "check", "kind", "load", "loads", "run", "shipped"]
+__all__ = ["KINDS", "ArmsFailed", "Recipe", "Step", "check", "kind", "load", "loads", "parsed", "run", "shipped"]
 
 KINDS = {
     "corpus": "lmlab.corpus.stage",
@@ -78,17 +79,22 @@ def shipped() -> dict[str, Path]:
     return {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.yaml"))}
 
 
-def load(reference: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe: a file's path or the name of a shipped one. Raises Refused before any work."""
+def parsed(reference: str, overrides: Sequence[str] = ()) -> tuple[Document, str]:
+    """A recipe read and not yet checked, and its name: a file's path or the name of a shipped one."""
     path = Path(reference)
     if not path.is_file():
         known = shipped()
         if reference not in known:
             raise Refused(f"recipe '{reference}': no such file, and no recipe of that name{nearest(reference, known)}")
         path = known[reference]
-    document = read(path)
-    document.override(overrides)
-    return check(document, path.stem)
+    found = read(path)
+    found.override(overrides)
+    return found, path.stem
+
+
+def load(reference: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe: a file's path or the name of a shipped one. Raises Refused before any work."""
+    return check(*parsed(reference, overrides))
 
 
 def loads(text: str, name: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:

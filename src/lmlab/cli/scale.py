@@ -1,4 +1,4 @@
-"""lmlab scale: fit laws, predict by them, plan."""
+"""lmlab scale: fit laws, predict by them, plan; ladders; emergence."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from lmlab.cli.common import Json, group, show
+from lmlab.cli.common import Json, Out, Overrides, RecipeArgument, group, show
 
-app = group("scale", "Scaling laws: fit, predict, plan.")
+app = group("scale", "Scaling laws: fit, predict, plan, ladders, emergent abilities.")
 
 
 @app.command("fit")
@@ -86,3 +86,61 @@ def scale_plan(
     given = {"compute": compute, "params": params, "tokens": tokens, "loss": loss}
     found = plan_for(given, law, gpu=gpu, gpus=gpus, utilisation=utilisation, price=price)
     show(found, as_json, describe_plan(found))
+
+
+@app.command("ladder")
+def scale_ladder(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="C1,C2,...", help="Training FLOPs of each rung, growing. Default: the recipe's ladder.budgets."
+        ),
+    ] = None,
+    out: Out = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Repetitions, each a ladder and a prediction. Default: the recipe's seeds."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train small models of growing compute, predict the last before it is trained, train it, compare. Resumes."""
+    from lmlab.scaling import ladder
+    from lmlab.scaling.table import number
+
+    wanted = [number(each, "--budgets") for each in budgets.split(",")] if budgets else []
+    checked = ladder.load(recipe, overrides or [], wanted, seeds)
+    place = out or Path("runs") / checked.recipe.name
+    found = ladder.run(checked, place)
+    show({"run": str(place), **found}, as_json, ladder.describe(found, place))
+
+
+@app.command("emergence")
+def scale_emergence(
+    table: Annotated[
+        Path, typer.Argument(metavar="TABLE.csv", help="A row a model, or a row a model and item or seed.")
+    ],
+    hard: Annotated[str, typer.Option(metavar="COLUMN", help="The hard metric, such as exact match.")],
+    soft: Annotated[
+        list[str],
+        typer.Option(
+            metavar="COLUMN", help="A soft one: token edit distance, log-probability, Brier. May be repeated."
+        ),
+    ],
+    scale: Annotated[str, typer.Option(metavar="COLUMN", help="Size or compute; 70m is read.")] = "compute",
+    unit: Annotated[str | None, typer.Option(metavar="COLUMN", help="Item or seed: what is resampled.")] = None,
+    family: Annotated[str | None, typer.Option(metavar="COLUMN", help="One verdict for each value.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="COLUMN", help="One verdict for each value.")] = None,
+    few_shot: Annotated[str | None, typer.Option(metavar="COLUMN", help="The hard metric with examples.")] = None,
+    instructed: Annotated[str | None, typer.Option(metavar="COLUMN", help="... after instruction tuning.")] = None,
+    chain: Annotated[str | None, typer.Option(metavar="COLUMN", help="... by chain of thought.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Whether a hard metric has a change-point where the soft ones are smooth, and what prompts gain by scale."""
+    from lmlab.scaling.command import describe_emergence, emergence_of
+
+    by = [name for name in (family, task) if name is not None]
+    gains = {"few-shot": few_shot, "instruction": instructed, "chain-of-thought": chain}
+    found = emergence_of(table, scale, hard, soft, by, unit, {k: v for k, v in gains.items() if v is not None})
+    show(found, as_json, describe_emergence(found, by, scale))

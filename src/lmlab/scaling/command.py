@@ -1,13 +1,14 @@
-"""What `lmlab scale fit`, `predict` and `plan` do and print."""
+"""What `lmlab scale fit`, `predict`, `plan` and `emergence` do and print."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmlab.errors import Refused, nearest
 from lmlab.run import write_json
+from lmlab.scaling import emergence as abilities
 from lmlab.scaling import fit as fitting
 from lmlab.scaling.approaches import APPROACHES, allocate
 from lmlab.scaling.forms import FORMS
@@ -42,6 +43,27 @@ def plan_for(given: Mapping[str, str | None], law_file: Path | None, **cost: Any
 
     wanted = {name: number(text, f"--{name}") for name, text in given.items() if text is not None}
     return plan(wanted, fitting.load(law_file) if law_file else None, **cost)
+
+
+def emergence_of(
+    path: Path,
+    scale: str,
+    hard: str,
+    soft: Sequence[str],
+    by: Sequence[str],
+    unit: str | None,
+    gains: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """Of each family and task the verdicts, and by scale what each of `gains` ({name: column}) lies above the hard metric."""
+    tables = abilities.read(path, scale, [hard, *soft, *gains.values()], unit=unit, by=by)
+    return [
+        {
+            **dict(zip(by, key)),
+            **abilities.emergence(table, hard, soft),
+            "gains": {name: abilities.gains(table, column, hard) for name, column in gains.items()},
+        }
+        for key, table in tables.items()
+    ]
 
 
 def describe_fit(found: Mapping[str, Any]) -> str:
@@ -100,3 +122,26 @@ def describe_plan(found: Mapping[str, Any]) -> str:
         f"{found['gpus']} x {found['gpu']} at {found['utilisation']:.0%} of {found['peak_flops'] / 1e12:g} TFLOP/s"
     )
     return "\n".join(lines)
+
+
+def describe_emergence(found: Sequence[Mapping[str, Any]], by: Sequence[str], scale: str) -> str:
+    lines = []
+    for each in found:
+        lines.append(", ".join(str(each[name]) for name in by) or "all rows")
+        for name, metric in each["metrics"].items():
+            point = f", change at {scale} {metric['change_point']:.3g}" if "change_point" in metric else ""
+            lines.append(
+                f"  {name:<16} {metric['verdict']:<8} advantage of a change-point {metric['advantage']:+.1f} "
+                f"[{metric['low']:+.1f}, {metric['high']:+.1f}], "
+                f"above 0 in {metric['share']:.0%} of resampled {metric['resampled']}{point}"
+            )
+        lines += [f"  with {name}: {verdict}" for name, verdict in each["verdicts"].items()]
+        for name, rows in each["gains"].items():
+            lines.append(f"  {name} gain, 95% intervals")
+            lines += [f"    {scale} {r['scale']:<10.4g} {_ends(r)}" for r in rows]
+    return "\n".join(lines)
+
+
+def _ends(row: Mapping[str, Any]) -> str:
+    ends = "" if row["low"] is None else f" [{row['low']:+.4f}, {row['high']:+.4f}]"
+    return f"{row['value']:+.4f}{ends} (n={row['n']})"
