@@ -63,7 +63,6 @@ def judged(name: str, claim: Claim, scale: Scale, seeds: int, place: Path) -> di
         if key not in known:
             known[key] = MEASURES[each.measure].read(runs, each.stage, each.path)
     compared = [compare(each, known[each.measure, each.stage, each.path], range(seeds)) for each in claim.compare]
-    first = next(iter(runs.values()))[0] / claim.compare[0].stage
     return {
         "claim": name,
         "scale": scale,
@@ -81,7 +80,6 @@ def judged(name: str, claim: Claim, scale: Scale, seeds: int, place: Path) -> di
         "machine": {"cores": machine().get("cores"), "torch": machine()["packages"].get("torch")},
         "lmlab": __version__,
         "finished": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "parameters_of_first": load_json(first / "results.json", []).get("parameters"),
     }
 
 

@@ -18,11 +18,11 @@ def claims_list(as_json: Json = False) -> None:
     from lmlab.claims.claim import read_claim, shipped
     from lmlab.claims.run import kept_result
 
-    rows = []
+    rows: list[dict[str, str]] = []
     for name, path in shipped().items():
         claim, kept = read_claim(path), kept_result(name)
         verdict = "not run yet" if kept is None else kept["verdict"]
-        about = {"sentence": claim.sentence, "control": claim.control, "seeds": claim.seeds}
+        about = {"sentence": claim.sentence, "control": claim.control or ""}
         rows.append({"name": name, "section": claim.section, "verdict": verdict, **about})
     widths = [max(len(row[key]) for row in rows) for key in ("name", "section", "verdict")]
     lines = [
