@@ -47,6 +47,7 @@ recipe:
     batch_tokens: 256
     kernel: math
     copying: 4
+    before: true
     optimizer: {name: adamw}
     model: {layers: 1, d_model: 16, heads: 2, context_length: 64}
 """

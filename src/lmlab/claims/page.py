@@ -34,7 +34,8 @@ difference that matters was fixed before any run:
 * A claim with several comparisons is supported where all of them are, and not supported where one is not.
 * "could have seen" is the smallest difference that a paired test at 5% finds with 80% power, from the measured spread
   (noncentral t). Where it is larger than what matters, the design is too weak for a claim that comes out undecided.
-* A run that stops because its loss is no number counts with the bits of the model before its first step.
+* Where a claim is about stability, a run that stops because its loss is no number counts with the bits of the model before its
+  first step.
 
 **What a verdict says**: what models of about 0.1 million parameters do in 0.1 to 0.4 million tokens, on the Python standard
 library or on text made for the question. The survey's sentences are about models 10,000 times as large and more; a claim that
