@@ -57,6 +57,8 @@ class Claim(Config):
     """Of the survey (arXiv 2303.18223)."""
     design: str
     """What is done, and why this puts the sentence to the test."""
+    earlier: list[str] = Field(default_factory=list)
+    """Designs that were run before this one, with what they gave: they are kept and shown."""
     switch: list[str] = Field(min_length=1)
     """The setting in which the arms differ; several only `because` they are one choice."""
     because: str = ""
@@ -98,7 +100,7 @@ class Claim(Config):
 
     def identity(self, scale: Scale) -> str:
         """What the experiment is, words apart: results are results of this."""
-        words = {"sentence", "section", "design", "because"}
+        words = {"sentence", "section", "design", "because", "earlier"}
         return digest([self.model_dump(mode="json", exclude=words), scale, _plain("base"), _plain("scales")])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -74,10 +75,14 @@ def _verdict(result: Mapping[str, Any] | None) -> str:
 def _section(name: str, claim: Claim, result: Mapping[str, Any] | None) -> Iterator[str]:
     switch = ", ".join(f"`{each}`" for each in claim.switch)
     yield f"## {name}\n\n**{claim.sentence}** (section {claim.section})\n"
-    yield f"{' '.join(claim.design.split())}\n"
+    yield textwrap.fill(" ".join(claim.design.split()), 128) + "\n"
     because = f" (one choice: {claim.because.rstrip('.')})" if claim.because else ""
     equal = f" Arms have equal {'training FLOPs' if claim.equal == 'flops' else claim.equal}." if claim.equal else ""
     yield f"The switch: {switch}{because}.{equal}\n"
+    if claim.earlier:
+        yield "Earlier designs:\n"
+        yield from (f"* {' '.join(each.split())}" for each in claim.earlier)
+        yield ""
     if result is None:
         yield "Not run yet.\n"
         return
