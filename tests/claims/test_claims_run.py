@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from lmlab.claims import choice, texts
@@ -15,7 +16,10 @@ from lmlab.claims.claim import read_claim
 from lmlab.claims.measures import MEASURES, beyond
 from lmlab.claims.run import compare, describe, judged
 from lmlab.cli import app
+from lmlab.corpus.shards import Shards
 from lmlab.errors import Refused
+from lmlab.model.store import load_model
+from lmlab.text.tokenizer import Tokenizer
 
 TINY = """\
 sentence: Learning is better than not learning.
@@ -113,6 +117,28 @@ def test_a_comparison_without_pairs_is_undecided(ran):
 def test_windows_of_the_trained_length_cost_nothing_beyond(ran):
     runs = {"moving": {0: ran[0] / "run" / "moving" / "seed-0"}}
     assert beyond(runs, "pretrain", "") == {"moving": {0: 0.0}}
+
+
+def test_what_longer_windows_cost_is_what_the_network_says_window_by_window(ran, tmp_path):
+    """The stage's record is changed to a trained length of 16, and every window read by a forward pass of its own."""
+    place = tmp_path / "seed-0"
+    shutil.copytree(ran[0] / "run" / "moving" / "seed-0", place)
+    record = json.loads((place / "pretrain" / "provenance.json").read_text())
+    record["config"]["model"]["context_length"] = 16
+    (place / "pretrain" / "provenance.json").write_text(json.dumps(record))
+    model, tokenizer = load_model(place / "pretrain" / "model"), Tokenizer.load(place / "pretrain" / "model")
+    shards = Shards(place / "pretrain" / "tokens" / "heldout")
+    nats, size = {16: 0.0, 64: 0.0}, 0
+    for index in range(len(shards)):
+        ids = [tokenizer.eos_id, *map(int, shards.document(index))]
+        size += len(tokenizer.decode(ids[1:]).encode())
+        for length in nats:
+            for start in range(0, len(ids) - 1, length):
+                window = torch.tensor([ids[start : start + length + 1]])
+                logits = model(window[:, :-1]).logits()[0].double()
+                nats[length] += float(torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="sum"))
+    expected = (nats[64] - nats[16]) / np.log(2) / size
+    assert beyond({"a": {0: place}}, "pretrain", "")["a"][0] == pytest.approx(expected, abs=1e-5) and expected != 0
 
 
 def test_two_seeds_are_refused(ran):

@@ -99,9 +99,10 @@ class Claim(Config):
         }
 
     def identity(self, scale: Scale) -> str:
-        """What the experiment is, words apart: results are results of this."""
-        words = {"sentence", "section", "design", "because", "earlier"}
-        return digest([self.model_dump(mode="json", exclude=words), scale, _plain("base"), _plain("scales")])
+        """What the experiment is at a scale, words and the number of seeds apart: results are results of this."""
+        apart = {"sentence", "section", "design", "because", "earlier", "seeds", "medium", "large"}
+        own = [self.model_dump(mode="json", exclude=apart), self.of(scale)]
+        return digest([*own, _plain("base"), _plain("scales")[scale]])
 
 
 def shipped() -> dict[str, Path]:

@@ -35,6 +35,7 @@ difference that matters was fixed before any run:
 * A claim with several comparisons is supported where all of them are, and not supported where one is not.
 * "could have seen" is the smallest difference that a paired test at 5% finds with 80% power, from the measured spread
   (noncentral t). Where it is larger than what matters, the design is too weak for a claim that comes out undecided.
+* Each comparison stands at its own 5%: of claims that are not true, one in forty comes out supported by chance.
 * Where a claim is about stability, a run that stops because its loss is no number counts with the bits of the model before its
   first step.
 
