@@ -85,7 +85,8 @@ def choices(runs: Runs, stage: str, path: str) -> Values:
 
 def beyond(runs: Runs, stage: str, path: str) -> Values:
     """Bits per byte that windows of the model's whole context cost more than windows of the trained length, over the same
-    tokens of the held-out documents; windows do not overlap (2108.12409, appendix B)."""
+    tokens of the held-out documents; windows do not overlap (2108.12409, appendix B), but that a document's last one is
+    filled up from before."""
     return {
         arm: {seed: _beyond(place / stage) for seed, place in seeds.items() if _finished(place, stage)}
         for arm, seeds in runs.items()
