@@ -59,6 +59,8 @@ class Claim(Config):
     """What is done, and why this puts the sentence to the test."""
     earlier: list[str] = Field(default_factory=list)
     """Designs that were run before this one, with what they gave: they are kept and shown."""
+    remark: str = ""
+    """What is to be known beside the verdict, written after the run."""
     switch: list[str] = Field(min_length=1)
     """The setting in which the arms differ; several only `because` they are one choice."""
     because: str = ""
@@ -100,7 +102,7 @@ class Claim(Config):
 
     def identity(self, scale: Scale) -> str:
         """What the experiment is at a scale, words and the number of seeds apart: results are results of this."""
-        apart = {"sentence", "section", "design", "because", "earlier", "seeds", "medium", "large"}
+        apart = {"sentence", "section", "design", "because", "earlier", "remark", "seeds", "medium", "large"}
         own = [self.model_dump(mode="json", exclude=apart), self.of(scale)]
         return digest([*own, _plain("base"), _plain("scales")[scale]])
 

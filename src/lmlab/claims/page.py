@@ -97,6 +97,8 @@ def _section(name: str, claim: Claim, result: Mapping[str, Any] | None) -> Itera
         f"{arm}: {it['parameters']:,} parameters, {it['steps']:,} steps, {it['tokens']:,} tokens"
         for arm, it in result["runs"].items()
     )
+    if claim.remark:
+        yield textwrap.fill(" ".join(claim.remark.split()), 128) + "\n"
     where = f"a shared machine of {result['machine']['cores']} cores, {result['finished']}"
     yield f"**{result['verdict'].capitalize()}.** {result['seeds']} seeds; {about}."
     yield f"({result['seconds'] / 60:.0f} minutes on {where}.)\n"
