@@ -45,7 +45,7 @@ def test_every_command_in_the_documents_parses(line):
     runner = CliRunner()
     result = runner.invoke(app, [*verbs[:1], "--help"])
     assert result.exit_code == 0, line
-    if len(verbs) > 1 and verbs[0] in ("corpus", "tokenizer", "model", "scale"):
+    if len(verbs) > 1 and verbs[0] in ("corpus", "tokenizer", "model", "scale", "claims"):
         result = runner.invoke(app, [*verbs, "--help"])
         assert result.exit_code == 0, line
     if verbs[0] == "launch":

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from lmlab import __version__
-from lmlab.cli import corpus, model, runs, scale, tokenizer, use  # noqa: F401  each adds its verbs
+from lmlab.cli import claims, corpus, model, runs, scale, tokenizer, use  # noqa: F401  each adds its verbs
 from lmlab.cli.common import app
 from lmlab.errors import Failed, LmlabError, Stopped
 from lmlab.ranks import leave, rank
