@@ -41,7 +41,15 @@ SHAPES = {
 }
 CPU, CUDA = ("small", "vocabulary"), ("124M", "1.5B")
 """The shapes of each device that are measured when none is named."""
-NAMES = ("lmlab llama", "lmlab gpt2", "lmlab gpt2 oneDNN", "transformers gpt2", "transformers llama", "nanoGPT-like", "litgpt")
+NAMES = (
+    "lmlab llama",
+    "lmlab gpt2",
+    "lmlab gpt2 oneDNN",
+    "transformers gpt2",
+    "transformers llama",
+    "nanoGPT-like",
+    "litgpt",
+)
 WARM = 2
 
 
@@ -91,13 +99,15 @@ def child(given: str) -> None:
 
 def missing(name: str) -> str | None:
     """Why a loop cannot run here."""
-    needed = name.split()[0]
+    needed = name.split(maxsplit=1)[0]
     if needed in ("transformers", "litgpt") and importlib.util.find_spec(needed) is None:
         return f"{name} is left out: {needed} is not installed here"
     return None
 
 
-def side_by_side(names: Sequence[str], settings: dict[str, Any], rounds: int) -> tuple[dict[str, Child], list[dict[str, float]]]:
+def side_by_side(
+    names: Sequence[str], settings: dict[str, Any], rounds: int
+) -> tuple[dict[str, Child], list[dict[str, float]]]:
     """All loops, a step each in turns; and each round's matrix peak."""
     children = {name: Child(name, settings) for name in ("peak", *names)}
     peaks: list[dict[str, float]] = []

@@ -110,7 +110,7 @@ def processes(options: argparse.Namespace, precision: str) -> Iterator[str]:
 
 def _ranks(settings: dict[str, Any], size: int, rounds: int) -> list[dict[str, Any]]:
     """What each of some processes measured."""
-    import torch.multiprocessing as multiprocessing
+    from torch import multiprocessing
 
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(_rank, (size, settings, rounds, folder), nprocs=size)
@@ -120,9 +120,9 @@ def _ranks(settings: dict[str, Any], size: int, rounds: int) -> list[dict[str, A
 def _rank(rank: int, size: int, settings: dict[str, Any], rounds: int, folder: str) -> None:
     import torch
     import torch.distributed as dist
-    from train_loops import lmlab
 
     from lmlab.train.parallel import Layout, World
+    from train_loops import lmlab
 
     torch.set_num_threads(1)
     work, layout = Work(**settings), None

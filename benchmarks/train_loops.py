@@ -8,6 +8,7 @@ rotary positions; both have a tied head, but for litgpt's.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -55,7 +56,13 @@ class Work:
 
         own: dict[str, Any] = {}
         if parts == "gpt2":
-            own = {"norm": "layernorm", "norm_bias": True, "activation": "gelu-tanh", "position": "learned", "bias": True}
+            own = {
+                "norm": "layernorm",
+                "norm_bias": True,
+                "activation": "gelu-tanh",
+                "position": "learned",
+                "bias": True,
+            }
         return ModelConfig(
             layers=self.layers,
             d_model=self.width,
@@ -142,7 +149,9 @@ def transformers(work: Work, parts: str) -> tuple[Step, nn.Module]:
 
     config: PretrainedConfig = getattr(library, kind)(**hub)
     network = AutoModelForCausalLM.from_config(config, attn_implementation=work.peer_attention)
-    return _loop(work, network, lambda ids: network(input_ids=ids[:, :-1], labels=ids[:, :-1], shift_labels=ids[:, 1:]).loss)
+    return _loop(
+        work, network, lambda ids: network(input_ids=ids[:, :-1], labels=ids[:, :-1], shift_labels=ids[:, 1:]).loss
+    )
 
 
 class _NanoBlock(nn.Module):
@@ -166,7 +175,7 @@ class _NanoBlock(nn.Module):
         return x_BTD + self.down(F.gelu(self.up(self.norm2(x_BTD))))
 
 
-class _Nano(nn.Module):
+class Nano(nn.Module):
     """A small plain GPT-2, as nanoGPT writes it: learned positions, tied head, F.cross_entropy over all logits."""
 
     def __init__(self, work: Work) -> None:
@@ -179,18 +188,20 @@ class _Nano(nn.Module):
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        x_BTD = self.token(ids[:, :-1]) + self.position.weight[: ids.shape[1] - 1]
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        x_BTD = self.token(tokens_BT) + self.position.weight[: tokens_BT.shape[1]]
         for block in self.blocks:
             x_BTD = block(x_BTD)
-        logits = F.linear(self.norm(x_BTD), self.token.weight)
-        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        return F.linear(self.norm(x_BTD), self.token.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.cross_entropy(self.logits(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
 
 
 def nano(work: Work, parts: str) -> tuple[Step, nn.Module]:
     """A loop like nanoGPT's, written for this comparison."""
     torch.manual_seed(0)
-    network = _Nano(work)
+    network = Nano(work)
     return _loop(work, network, network)
 
 
@@ -247,20 +258,20 @@ def peak(device: str, threads: int) -> dict[str, float]:
         for library in libraries:
             torch.set_float32_matmul_precision(library)
             for _ in range(repeats):
-                taken, _ = timed(lambda: a @ b, device, threads)
+                taken, _ = timed(torch.matmul, device, threads, a, b)
                 found[precision] = max(found.get(precision, 0.0), 2 * size**3 / taken)
     torch.set_float32_matmul_precision("highest")
     return found
 
 
-def timed(work: Callable[[], Any], device: str, threads: int) -> tuple[float, Any]:
+def timed(work: Callable[..., Any], device: str, threads: int, *given: Tensor) -> tuple[float, Any]:
     """Seconds, and what came of it: CPU time of this process on one thread, which neighbours on the machine hardly change;
     wall time of several threads or a GPU."""
     clock = time.process_time if device == "cpu" and threads == 1 else time.perf_counter
     if device == "cuda":
         torch.cuda.synchronize()
     begun = clock()
-    found = work()
+    found = work(*given)
     if device == "cuda":
         torch.cuda.synchronize()
     return clock() - begun, found
@@ -277,10 +288,8 @@ def resident() -> float:
 
 def forget_peak() -> None:
     """Begin to measure the peak anew (Linux)."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass
 
 
 def serve(name: str, work: Work, steps: Iterator[str]) -> Iterator[dict[str, Any]]:
@@ -298,7 +307,7 @@ def serve(name: str, work: Work, steps: Iterator[str]) -> Iterator[dict[str, Any
     generator = torch.Generator().manual_seed(0)
     for index, _ in enumerate(steps):
         ids = torch.randint(0, work.vocabulary, (work.rows, work.context + 1), generator=generator).to(work.device)
-        taken, loss = timed(lambda: one(ids), work.device, work.threads)
+        taken, loss = timed(one, work.device, work.threads, ids)
         if not math.isfinite(loss):
             raise RuntimeError(f"{name}: loss {loss}")
         if index == 1:

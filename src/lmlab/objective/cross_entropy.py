@@ -32,6 +32,11 @@ class Vocabulary:
     total: Callable[[Tensor], Tensor]
 
 
+def _bent(change: Tensor, logits: Tensor, softcap: float | None) -> Tensor:
+    """A gradient by capped logits -> by those before the cap."""
+    return change if softcap is None else change * (1 - (logits / softcap).square())
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum over rows of weight x (-log softmax(hidden head^T)[target] + z_weight log^2 Z), Z the softmax's normaliser; and
     both parts of each row (N,), weighted, without a gradient."""
@@ -75,14 +80,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total = total + loss.sum()
             nats.append(loss[:, 0])
             share = powers * (weight / normaliser)
-            change = torch.where(vocabulary == target, share - weight, share)
+            lift = 1.0
             if z_weight:
                 square = log_z.square() * weight
                 total = total + z_weight * square.sum()
                 squares.append(square[:, 0])
-                change = change + 2 * z_weight * log_z * share
-            if softcap is not None:
-                change = change * (1 - (logits / softcap).square())
+                lift = 1 + 2 * z_weight * log_z
+            change = _bent(share * lift, logits, softcap)
+            own = _bent((found - largest).exp() * (weight / normaliser) * lift - weight, found, softcap)
+            # By its place, one entry a row: to compare every entry's place with the target takes as long as the softmax.
+            change = torch.where(vocabulary == target, own, change) if part else change.scatter(1, target, own)
             if bias_grad is not None:
                 bias_grad = bias_grad + change.sum(0)
             gradient = change.to(dtype)
