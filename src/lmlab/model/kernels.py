@@ -2,7 +2,7 @@
 
 `math` is the formula written out, `sdpa` is torch's fused kernel, `flex` is torch's FlexAttention, which never holds the scores.
 They agree to rounding (a test says so). On CPU the formula is the faster one to train with below about 1,000 tokens
-(measured by `benchmarks/train_cpu.py`), because torch compiles its softmax into one pass while its CPU kernel does not.
+(measured by `benchmarks/train.py`): torch compiles its softmax into one pass, and its CPU kernel is slow in bfloat16.
 """
 
 from __future__ import annotations
