@@ -184,7 +184,7 @@ def llama(text: Text, seed: int, every: int, overrides: Sequence[str]) -> Clock:
         return logits.logsumexp(-1) - logits.gather(-1, y[..., None])[..., 0]
 
     def loss(ids: Tensor) -> Tensor:
-        return network(input_ids=ids[:, :-1], labels=ids[:, :-1], shift_labels=ids[:, 1:]).loss
+        return network(input_ids=ids[:, :-1], labels=ids[:, :-1], shift_labels=ids[:, 1:].contiguous()).loss
 
     return _plain(text, seed, every, network, loss, nats)
 

@@ -150,7 +150,9 @@ def transformers(work: Work, parts: str) -> tuple[Step, nn.Module]:
     config: PretrainedConfig = getattr(library, kind)(**hub)
     network = AutoModelForCausalLM.from_config(config, attn_implementation=work.peer_attention)
     return _loop(
-        work, network, lambda ids: network(input_ids=ids[:, :-1], labels=ids[:, :-1], shift_labels=ids[:, 1:]).loss
+        work,
+        network,
+        lambda ids: network(input_ids=ids[:, :-1], labels=ids[:, :-1], shift_labels=ids[:, 1:].contiguous()).loss,
     )
 
 

@@ -25,8 +25,9 @@ Kernel = Literal["auto", "math", "sdpa", "flex"]
 Resolved = Literal["math", "sdpa", "flex"]
 
 
-PARTS, SMALLEST_PART = 4, 64
-"""Into how many parts the formula takes the queries of a causal model, and of how many queries a part is at least."""
+PARTS, SMALLEST_PART = 2, 64
+"""Into how many parts the formula takes the queries of a causal model, and of how many queries a part is at least. (Four
+parts save another 3% of attention's time, and a compiled step takes half as long again to compile.)"""
 
 
 @dataclass
@@ -78,7 +79,7 @@ def attend_math(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scores: Scores) 
     """The formula (1706.03762, eq. 1), softmax in float32 at least -> (B, H, T, K).
 
     Where no query sees a key after it, queries are taken in up to `PARTS` parts, each with the keys up to its last query:
-    of the square of scores five eighths are computed, and the rest, whose weights would be 0, is not.
+    of the square of scores three quarters are computed, and the rest, whose weights would be 0, is not.
     """
     T, sight, hidden_BTS = q_BHTK.shape[-2], scores.sight, scores.hidden_BTS
     if hidden_BTS is None:
