@@ -130,7 +130,7 @@ def _loop(work: Work, network: nn.Module, loss: Callable[[Tensor], Tensor]) -> t
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(found)
+        return float(found.detach())
 
     return one, network
 

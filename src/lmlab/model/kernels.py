@@ -27,7 +27,7 @@ Resolved = Literal["math", "sdpa", "flex"]
 
 PARTS, SMALLEST_PART = 2, 64
 """Into how many parts the formula takes the queries of a causal model, and of how many queries a part is at least. (Four
-parts save another 3% of attention's time, and a compiled step takes half as long again to compile.)"""
+parts save another 3% of attention's time and are twice as much to compile.)"""
 
 
 @dataclass
