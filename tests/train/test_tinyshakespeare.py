@@ -26,5 +26,5 @@ def test_the_recipe_trains_on_the_characters_of_any_text(tmp_path: Path) -> None
     found = json.loads((tmp_path / "run/pretrain/results.json").read_text())
     assert found["tokens"] == 30 * 768
     text = json.loads((tmp_path / "run/tokenizer/results.json").read_text())
-    assert text["vocab_size"] == 262 and text["bytes_per_token"]["heldout"]["value"] == 1.0
+    assert text["vocabulary"]["size"] == 262 and text["bytes_per_token"]["heldout"]["value"] == 1.0
     assert found["bits_per_byte"]["after"]["value"] < 0.8 * found["bits_per_byte"]["before"]["value"]
