@@ -4,6 +4,7 @@ import pytest
 import torch
 from model_helpers import make, pairs, random_tokens
 
+from lmlab.model import kernels
 from lmlab.model.transformer import Transformer
 
 SEGMENTS = torch.tensor([[0] * 7 + [1] * 5, [0] * 12, [0, 1] + [2] * 10])
@@ -57,7 +58,9 @@ def run(model: Transformer, kernel: str, given: dict) -> tuple[torch.Tensor, dic
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", MODELS, ids=lambda each: " ".join(map(str, each.values())))
-def test_math_and_sdpa_agree_in_output_and_gradient(shape: dict, kind: str) -> None:
+def test_math_and_sdpa_agree_in_output_and_gradient(shape: dict, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of 12 in parts of 5, 5 and 2 where the formula takes causal queries in parts."""
+    monkeypatch.setattr(kernels, "SMALLEST_PART", 5)
     model = make(**shape)
     given = inputs(model.config.architecture, kind)
     logits, gradients = run(model, "math", given)
@@ -81,6 +84,27 @@ def test_flex_agrees_in_output(shape: dict, kind: str) -> None:
         model.kernel = "flex"
         found = model(random_tokens(3, 12), **given).logits()
     torch.testing.assert_close(found[real], wanted[real], atol=1e-4, rtol=1e-4)
+
+
+def test_a_causal_row_in_parts_computes_fewer_scores_and_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = make(context_length=24), random_tokens(2, 24)
+    model.kernel = "math"
+    sizes: list[tuple[int, int]] = []
+    whole = kernels._attend_rows
+
+    def watched(q, k, *others):
+        sizes.append((q.shape[-2], k.shape[-2]))
+        return whole(q, k, *others)
+
+    monkeypatch.setattr(kernels, "_attend_rows", watched)
+    with torch.inference_mode():
+        wanted = model(tokens).logits()
+        assert set(sizes) == {(24, 24)}
+        monkeypatch.setattr(kernels, "SMALLEST_PART", 4)
+        sizes.clear()
+        found = model(tokens).logits()
+    assert set(sizes) == {(12, 12), (12, 24)}
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_flex_with_places_that_all_rows_share() -> None:

@@ -144,7 +144,9 @@ def attend_tokens(
         if terms.pattern != FULL:
             seen = seen & terms.pattern.sees(query[a:b, None], key[None, :end])
         bias = _bias(other_THK, query[a:b], key[:end], terms, a)
-        scores = Scores(Sight(True, b - a, end, q_THK.device), FULL, seen[None], bias, terms.scale, terms.softcap)
+        scores = Scores(
+            Sight(mask_TS is None, b - a, end, q_THK.device), FULL, seen[None], bias, terms.scale, terms.softcap
+        )
         kernel = attend_sdpa if end > LONG or q_THK.device.type != "cpu" else attend_math
         mixed = kernel(q_THK[a:b].transpose(0, 1)[None], k_1HSK[:, :, :end], v_1HSK[:, :, :end], scores)
         found.append(mixed[0].transpose(0, 1).reshape(b - a, H * K))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.model.config import ModelConfig
-from lmlab.model.kernels import KERNELS, Kernel, Resolved, Scores
+from lmlab.model.kernels import KERNELS, Kernel, Resolved, Scores, hidden_by
 from lmlab.model.norm import RMSNorm
 from lmlab.model.pattern import FULL, Pattern
 from lmlab.model.position import ROTATIONS
@@ -36,6 +36,7 @@ class Place:
     relative_RD: Tensor | None = None
     distance_BTS: Tensor | None = None
     _masks: dict[Pattern, Tensor | None] = field(default_factory=dict)
+    _hidden: dict[Pattern, Tensor | None] = field(default_factory=dict)
     _blocks: dict[Pattern, Any] = field(default_factory=dict)
     _dense: Tensor | None = None
 
@@ -49,7 +50,12 @@ class Place:
             if self._dense is None:
                 self._dense = self.bias.dense(self.sight.distance())
             bias_BHTS = self._dense
-        return Scores(self.sight, pattern, self._masks[pattern], bias_BHTS, scale, softcap)
+        scores = Scores(self.sight, pattern, self._masks[pattern], bias_BHTS, scale, softcap)
+        if self.kernel == "math":
+            if pattern not in self._hidden:
+                self._hidden[pattern] = hidden_by(self.sight, self._masks[pattern])
+            scores.hidden_BTS = self._hidden[pattern]
+        return scores
 
 
 class Attention(nn.Module):

@@ -2,7 +2,7 @@
 
 `math` is the formula written out, `sdpa` is torch's fused kernel, `flex` is torch's FlexAttention, which never holds the scores.
 They agree to rounding (a test says so). On CPU the formula is the faster one to train with below about 1,000 tokens
-(measured by `benchmarks/train_cpu.py`), because torch compiles its softmax into one pass while its CPU kernel does not.
+(measured by `benchmarks/train.py`): torch compiles its softmax into one pass, and its CPU kernel is slow in bfloat16.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ Kernel = Literal["auto", "math", "sdpa", "flex"]
 Resolved = Literal["math", "sdpa", "flex"]
 
 
+PARTS, SMALLEST_PART = 2, 64
+"""Into how many parts the formula takes the queries of a causal model, and of how many queries a part is at least. (Four
+parts save another 3% of attention's time and are twice as much to compile.)"""
+
+
 @dataclass
 class Scores:
     """What a kernel needs beside q, k and v. `bias_BHTS` is added in the model's scale; `bias` is the same as a function
@@ -39,21 +44,68 @@ class Scores:
     bias: Bias | None = None
     blocks: dict[Pattern, Any] = field(default_factory=dict)
     """FlexAttention's block masks of this pass, one a pattern: made once, used by every layer."""
+    hidden_BTS: Tensor | None = None
+    """`hide` of what is seen, for the formula, likewise made once."""
+
+
+UNSEEN = torch.finfo(torch.float32).min
+
+
+@torch.library.custom_op("lmlab::hide", mutates_args=())
+def hide(seen: Tensor) -> Tensor:
+    """What is added to scores: 0 where a query sees a key, float32's least number elsewhere. Same shape, float32.
+
+    An operator of its own, which torch.compile cannot take apart: else it would work out anew for every score whether it is
+    seen, with masks of whole numbers, and the softmax would take twice as long as with a number to add (benchmarks/train.py).
+    """
+    return torch.where(seen, 0.0, UNSEEN)
+
+
+@hide.register_fake
+def _(seen: Tensor) -> Tensor:
+    return torch.empty_like(seen, dtype=torch.float32)
+
+
+def hidden_by(sight: Sight, mask_BTS: Tensor | None) -> Tensor | None:
+    """`hide` of a mask, or of the triangle where `causal` says it all; None where everything is seen."""
+    if mask_BTS is not None:
+        return hide(mask_BTS)
+    if not sight.causal:
+        return None
+    return hide(torch.ones(1, sight.queries, sight.keys, dtype=torch.bool, device=sight.device).tril())
 
 
 def attend_math(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scores: Scores) -> Tensor:
-    """The formula (1706.03762, eq. 1), softmax in float32 at least -> (B, H, T, K)."""
+    """The formula (1706.03762, eq. 1), softmax in float32 at least -> (B, H, T, K).
+
+    Where no query sees a key after it, queries are taken in up to `PARTS` parts, each with the keys up to its last query:
+    of the square of scores three quarters are computed, and the rest, whose weights would be 0, is not.
+    """
+    T, sight, hidden_BTS = q_BHTK.shape[-2], scores.sight, scores.hidden_BTS
+    if hidden_BTS is None:
+        hidden_BTS = hidden_by(sight, scores.mask_BTS)
+    if not (sight.causal and sight.prefix_BS is None and sight.first == 0 and k_BHSK.shape[-2] == T):
+        return _attend_rows(q_BHTK, k_BHSK, v_BHSK, scores, hidden_BTS, 0)
+    each = max(SMALLEST_PART, -(-T // PARTS))
+    parts = [
+        _attend_rows(q_BHTK[:, :, start:end], k_BHSK[:, :, :end], v_BHSK[:, :, :end], scores, hidden_BTS, start)
+        for start, end in ((start, min(start + each, T)) for start in range(0, T, each))
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+
+def _attend_rows(
+    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scores: Scores, hidden_BTS: Tensor | None, start: int
+) -> Tensor:
+    """The formula for the queries from `start` on, with the first keys of all."""
+    rows, columns = slice(start, start + q_BHTK.shape[-2]), slice(k_BHSK.shape[-2])
     scores_BHTS = wide(q_BHTK @ k_BHSK.transpose(-1, -2)) * scores.scale
     if scores.bias_BHTS is not None:
-        scores_BHTS = scores_BHTS + scores.bias_BHTS
+        scores_BHTS = scores_BHTS + scores.bias_BHTS[..., rows, columns]
     if scores.softcap is not None:
         scores_BHTS = scores.softcap * torch.tanh(scores_BHTS / scores.softcap)
-    if scores.mask_BTS is not None:
-        scores_BHTS = scores_BHTS.masked_fill(~scores.mask_BTS[:, None], torch.finfo(torch.float32).min)
-    elif scores.sight.causal:
-        length = scores_BHTS.shape[-1]
-        seen = torch.ones(length, length, dtype=torch.bool, device=scores_BHTS.device).tril()
-        scores_BHTS = scores_BHTS.masked_fill(~seen, torch.finfo(torch.float32).min)
+    if hidden_BTS is not None:
+        scores_BHTS = scores_BHTS + hidden_BTS[:, None, rows, columns]
     return scores_BHTS.softmax(-1).to(v_BHSK.dtype) @ v_BHSK
 
 

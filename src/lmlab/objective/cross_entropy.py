@@ -32,6 +32,115 @@ class Vocabulary:
     total: Callable[[Tensor], Tensor]
 
 
+def _gradients(
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    bias_V: Tensor | None,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    softcap: float | None,
+    chunk: int,
+    dtype: torch.dtype,
+    z_weight: float,
+    part: Vocabulary | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What each row adds of cross-entropy and of log^2 Z, weighted (N,); the gradients of the weighted sum by hidden states,
+    head and bias (empty where there is none).
+
+    Of a chunk's entries, logits become log-probabilities and then the gradient, in as few passes as torch has operators. The
+    weight of a row is multiplied into what is D wide, not V wide.
+    """
+    head, sums = head_VD.to(dtype), wide_type(head_VD)
+    bias_grad = torch.zeros(0 if bias_V is None else len(bias_V), dtype=sums, device=head.device)
+    head_grad = torch.zeros(head.shape, dtype=sums, device=head.device)
+    hidden_grad = torch.empty_like(hidden_ND)
+    nats, squares = [weights_N[:0]], [weights_N[:0]]
+    for start in range(0, hidden_ND.shape[0], chunk):
+        rows = slice(start, start + chunk)
+        hidden, target, weight = hidden_ND[rows].to(dtype), targets_N[rows, None], weights_N[rows, None]
+        logits = _capped(F.linear(hidden, head).to(sums), bias_V, softcap)
+        inside, place = _places(target, len(head), part)
+        logprobs, log_z = _normalised(logits, part)
+        found = logprobs.gather(1, place)
+        found = part.total(torch.where(inside, found, 0.0)) if part else found
+        nats.append((-found * weight)[:, 0])
+        share = logprobs.exp_()
+        if z_weight:
+            squares.append((log_z.square() * weight)[:, 0])
+            share.mul_(1 + 2 * z_weight * log_z)
+        own = share.gather(1, place)
+        share.scatter_(1, place, torch.where(inside, own - 1, own))
+        if softcap is not None:
+            share.mul_(1 - (logits / softcap).square())
+        del logits  # as large as all the rest of the chunk
+        if bias_V is not None:
+            bias_grad += (share * weight).sum(0)
+        gradient = share.to(dtype)
+        hidden_grad[rows] = (gradient @ head) * weight
+        scaled = (hidden * weight).to(dtype)
+        if dtype == sums:
+            head_grad.addmm_(gradient.T, scaled)
+        else:
+            head_grad += gradient.T @ scaled
+    nats_N = torch.cat(nats)
+    squares_N = torch.cat(squares) if z_weight else torch.zeros_like(nats_N)
+    hidden_grad = part.total(hidden_grad) if part else hidden_grad
+    return nats_N, squares_N, hidden_grad, head_grad.to(head_VD.dtype), bias_grad
+
+
+def _places(target: Tensor, rows: int, part: Vocabulary | None) -> tuple[Tensor, Tensor]:
+    """Of targets (n, 1): whether they are among a head's rows, and as which of them (the nearest where not)."""
+    if part is None:
+        return torch.ones_like(target, dtype=torch.bool), target
+    place = target - part.start
+    return (place >= 0) & (place < rows), place.clamp(0, rows - 1)
+
+
+def _normalised(logits: Tensor, part: Vocabulary | None) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (n, V), and the log of the normaliser (n, 1)."""
+    if part is None:
+        logprobs = logits.log_softmax(-1)
+        return logprobs, logits[:, :1] - logprobs[:, :1]
+    largest = part.largest(logits.amax(-1, keepdim=True))
+    log_z = part.total((logits - largest).exp_().sum(-1, keepdim=True)).log() + largest
+    return logits - log_z, log_z
+
+
+@torch.library.custom_op("lmlab::cross_entropy_gradients", mutates_args=())
+def _compiled_gradients(
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    bias_V: Tensor | None,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    softcap: float | None,
+    chunk: int,
+    dtype: torch.dtype,
+    z_weight: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`_gradients` as an operator that torch.compile leaves as it is: taken apart, every chunk would be compiled for itself,
+    and what is added up in place would be copied for each of them."""
+    return _gradients(hidden_ND, head_VD, bias_V, targets_N, weights_N, softcap, chunk, dtype, z_weight)
+
+
+@_compiled_gradients.register_fake
+def _(
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    bias_V: Tensor | None,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    softcap: float | None,
+    chunk: int,
+    dtype: torch.dtype,
+    z_weight: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    sums = wide_type(head_VD)
+    bias_grad = head_VD.new_empty(0 if bias_V is None else len(bias_V), dtype=sums)
+    rows = (torch.empty_like(weights_N), torch.empty_like(weights_N))
+    return *rows, torch.empty_like(hidden_ND), torch.empty_like(head_VD), bias_grad
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum over rows of weight x (-log softmax(hidden head^T)[target] + z_weight log^2 Z), Z the softmax's normaliser; and
     both parts of each row (N,), weighted, without a gradient."""
@@ -50,50 +159,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         z_weight: float,
         part: Vocabulary | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        head, sums = head_VD.to(dtype), wide_type(head_VD)
-        bias_grad = None if bias_V is None else torch.zeros_like(bias_V, dtype=sums)
-        vocabulary = torch.arange(head.shape[0], device=head.device) + (part.start if part else 0)
-        total = torch.zeros((), dtype=sums, device=head.device)
-        head_grad = torch.zeros(head.shape, dtype=sums, device=head.device)
-        hidden_grads, nats, squares = [], [], []
-        for start in range(0, hidden_ND.shape[0], chunk):
-            hidden = hidden_ND[start : start + chunk].to(dtype)
-            target, weight = targets_N[start : start + chunk, None], weights_N[start : start + chunk, None]
-            logits = (hidden @ head.T).to(sums)
-            if bias_V is not None:
-                logits = logits + bias_V
-            if softcap is not None:
-                logits = softcap * torch.tanh(logits / softcap)
-            largest = logits.amax(-1, keepdim=True)
-            largest = part.largest(largest) if part else largest
-            powers = (logits - largest).exp()  # one exponential an entry serves the loss and its gradient
-            normaliser = powers.sum(-1, keepdim=True)
-            normaliser = part.total(normaliser) if part else normaliser
-            log_z = normaliser.log() + largest
-            found = part.total((logits * (vocabulary == target)).sum(-1, True)) if part else logits.gather(1, target)
-            loss = (log_z - found) * weight
-            total = total + loss.sum()
-            nats.append(loss[:, 0])
-            share = powers * (weight / normaliser)
-            change = torch.where(vocabulary == target, share - weight, share)
-            if z_weight:
-                square = log_z.square() * weight
-                total = total + z_weight * square.sum()
-                squares.append(square[:, 0])
-                change = change + 2 * z_weight * log_z * share
-            if softcap is not None:
-                change = change * (1 - (logits / softcap).square())
-            if bias_grad is not None:
-                bias_grad = bias_grad + change.sum(0)
-            gradient = change.to(dtype)
-            hidden_grads.append((gradient @ head).to(hidden_ND.dtype))
-            head_grad = head_grad + (gradient.T @ hidden).to(sums)
-        hidden_grad = torch.cat(hidden_grads)
-        ctx.save_for_backward(part.total(hidden_grad) if part else hidden_grad, head_grad.to(head_VD.dtype), bias_grad)
-        nats_N = torch.cat(nats)
-        squares_N = torch.cat(squares) if squares else torch.zeros_like(nats_N)
+        given = (hidden_ND, head_VD, bias_V, targets_N, weights_N, softcap, chunk, dtype, z_weight)
+        whole = torch.compiler.is_compiling() and part is None
+        found = _compiled_gradients(*given) if whole else _gradients(*given, part)
+        nats_N, squares_N, hidden_grad, head_grad, bias_grad = found
+        ctx.save_for_backward(hidden_grad, head_grad, None if bias_V is None else bias_grad)
         ctx.mark_non_differentiable(nats_N, squares_N)
-        return total, nats_N, squares_N
+        return nats_N.sum() + z_weight * squares_N.sum(), nats_N, squares_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
