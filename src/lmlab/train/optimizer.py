@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lmlab.config import Config
-from lmlab.device import processor
 from lmlab.model.initialise import learning_rate_multipliers
 from lmlab.model.transformer import Transformer
 from lmlab.train.adafactor import Adafactor
@@ -128,13 +127,7 @@ def _by_rate(group: dict[str, Any], network: nn.Module, learning_rate: float) ->
 
 
 def _fast_bfloat16() -> bool:
-    """Whether products in bfloat16 are the faster ones here. On Intel's processors only with AMX: without it their bfloat16
-    products take twice as long as float32's (measured: 84 and 155 GFLOP/s of one core)."""
-    if torch.cuda.is_available():
-        return True
-    found = processor()
-    slow = "Intel" in (found["name"] or "") and not (found["instructions"] or {}).get("amx_bf16")
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and not slow
+    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def set_rate(optimizers: Sequence[torch.optim.Optimizer], fraction: float) -> float:
