@@ -15,6 +15,8 @@ from lmlab.model.kernels import Kernel
 from lmlab.model.transformer import Transformer
 from lmlab.objective.batch import Batch
 from lmlab.objective.language_model import LanguageModel
+from lmlab.train.parallel.layout import Layout
+from lmlab.train.parallel.world import World, device_here
 from lmlab.train.step import accumulate, make_forward, matrix_library
 
 PRECISIONS = ("float32", "float32-onednn", "bfloat16")
@@ -32,7 +34,8 @@ def measure(
     """Tokens a second of forward and backward for each precision x kernel, the fastest first. Of an encoder-decoder tokens
     of the target, with as many of the source beside them.
 
-    Each is warmed by one step and then timed by the best of as many as fit into `seconds`, uncompiled.
+    On the GPU that pretraining takes, where there is one. Each is warmed by one step and then timed by the best of as many
+    as fit into `seconds`, uncompiled.
     """
     table = []
     objective = LanguageModel()
@@ -41,17 +44,18 @@ def measure(
     batch = Batch(ids[:, :-1], ids[:, 1:], torch.ones(rows, length, dtype=torch.bool))
     if shape.has_encoder:
         batch.encoder_tokens_BS = ids[:, 1:]
-    network = Transformer(shape).initialise(0).train()
+    layout = Layout(world=World(device=device_here()))
+    network = Transformer(shape).initialise(0).train().to(layout.world.device)
     forward = make_forward(network, objective, False)
     for precision in precisions:
         for kernel in kernels:
             network.kernel = cast(Kernel, kernel)
             with matrix_library(precision):
-                accumulate(forward, objective, [batch], precision)
+                accumulate(forward, objective, [batch], precision, layout=layout)
                 best, end = float("inf"), time.monotonic() + seconds
                 while time.monotonic() < end or best == float("inf"):
                     begun = time.perf_counter()
-                    accumulate(forward, objective, [batch], precision)
+                    accumulate(forward, objective, [batch], precision, layout=layout)
                     best = min(best, time.perf_counter() - begun)
             network.zero_grad(set_to_none=True)
             table.append({"precision": precision, "kernel": kernel, "tokens_per_second": rows * length / best})

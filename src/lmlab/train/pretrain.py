@@ -270,9 +270,9 @@ def _order(
 
 
 def _whole(model: Transformer, shape: ModelConfig, ranks: Ranks) -> Transformer | None:
-    """Of several ranks the first gets the whole model, on the CPU, and the others nothing. All must call it."""
+    """The whole model, on the CPU. Of several ranks the first gets it and the others nothing; all must call it."""
     if not ranks.several:
-        return model
+        return model.cpu()
     weights = gathered(model, ranks)
     if not ranks.leads:
         return None

@@ -141,7 +141,8 @@ def _over_ranks(
 
 def on_device(batches: list[Any], layout: Layout) -> list[Any]:
     """Batches (dataclasses with tensors in their fields) whose tensors are where a rank works."""
-    return [_moved(batch, layout.world.device) for batch in batches] if layout.several else batches
+    device = layout.world.device
+    return [_moved(batch, device) for batch in batches] if layout.several or device.type != "cpu" else batches
 
 
 def _moved(batch: Any, device: torch.device) -> Any:

@@ -6,10 +6,14 @@ import torch
 
 from lmlab.corpus.shards import write_shards
 from lmlab.model.config import ModelConfig
+from lmlab.model.transformer import Transformer
+from lmlab.objective.batch import Batch
 from lmlab.objective.layout import Layout as Rows
 from lmlab.objective.tasks import PrefixTask
 from lmlab.train.data import ExampleWindows, PackedWindows
-from lmlab.train.parallel import Layout, ParallelConfig, misfits
+from lmlab.train.parallel import Layout, ParallelConfig, World, misfits
+from lmlab.train.parallel.apply import parallelize
+from lmlab.train.step import on_device
 
 
 def test_a_product_that_is_not_the_world_is_refused():
@@ -69,3 +73,15 @@ def test_examples_are_divided_too(shard, rows, size):
     made = (shard, PrefixTask(), Rows("prefix-decoder", 32, 0, 1, 1), 24, rows, 1, 3, True)
     parts = [ExampleWindows(*made, share=(rank, size))(0)[0] for rank in range(size)]
     assert texts(parts) == texts(ExampleWindows(*made)(0))
+
+
+def test_one_process_with_a_device_of_its_own_puts_network_and_batches_there() -> None:
+    """What one GPU needs, on torch's device without values."""
+    layout = Layout(world=World(device=torch.device("meta")))
+    network = parallelize(
+        Transformer(ModelConfig(layers=1, d_model=8, heads=2, vocab_size=16, context_length=8)), layout
+    )
+    assert {p.device.type for p in network.parameters()} == {"meta"}
+    ids_BT = torch.zeros(2, 4, dtype=torch.long)
+    (batch,) = on_device([Batch(ids_BT, ids_BT, ids_BT.bool())], layout)
+    assert {batch.tokens_BT.device.type, batch.targets_BT.device.type} == {"meta"}
