@@ -75,7 +75,7 @@ def judged(name: str, claim: Claim, scale: Scale, seeds: int, place: Path) -> di
             for key, values in known.items()
         },
         "failed": load_json(place / "arms.json", []).get("failed") or {},
-        "runs": _about(runs),
+        "runs": _about(runs, claim.compare[0].stage),
         "seconds": round(sum(_seconds(path) for by_seed in runs.values() for path in by_seed.values()), 1),
         "machine": {"cores": machine().get("cores"), "torch": machine()["packages"].get("torch")},
         "lmlab": __version__,
@@ -104,12 +104,13 @@ def compare(each: Comparison, values: Values, seeds: range) -> dict[str, Any]:
     }
 
 
-def _about(runs: Runs) -> dict[str, Any]:
-    """Of each arm's first finished run what `pretrain` made: parameters, tokens, steps, FLOPs."""
+def _about(runs: Runs, stage: str) -> dict[str, Any]:
+    """Of each arm's first finished run: parameters, tokens, steps, FLOPs of the stage, or of `pretrain` where it trains nothing."""
     found = {}
     for arm, by_seed in runs.items():
         for path in by_seed.values():
-            results = load_json(path / "pretrain" / "results.json", [])
+            both = [load_json(path / name / "results.json", []) for name in (stage, "pretrain")]
+            results = next((each for each in both if each and "parameters" in each), None)
             if results:
                 kept = {key: results.get(key) for key in ("parameters", "tokens", "flops")}
                 found[arm] = kept | {"steps": (results.get("plan") or {}).get("steps")}
