@@ -25,12 +25,14 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False, prec
     """Change a network in place, which every rank holds alike, into this rank's part of it, on its device. Returns it.
     `compiled`: each block by itself, so that what stands between blocks (a gathering of weights) is no part of the graph.
     `precision`: with weights in parts, 16 bits are gathered of each where that is what it is computed in."""
+    if not layout.several:
+        if layout.world.device.type != "cpu":  # else nothing is touched: the planner's tensors cannot be exchanged
+            network.to(layout.world.device)
+        _recompute(network, layout.config.recompute)
+        return network
     if layout.pipeline > 1:
         keep(network, layout)
     network.to(layout.world.device)
-    if not layout.several:
-        _recompute(network, layout.config.recompute)
-        return network
     for module in network.modules():
         if isinstance(module, MoE):
             module.total = layout.total  # type: ignore[method-assign]
