@@ -67,6 +67,18 @@ def test_the_product_is_the_dense_one(outputs: int, inputs: int, rows: int, prec
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("inputs", [1, 2, 7])
+def test_few_inputs_over_threads(precision: str, inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so few, words of 4 bytes may be as many as the inputs, and still be no float32."""
+    draw = torch.Generator().manual_seed(0)
+    made, x = panels(torch.randn(100, inputs, generator=draw), None, precision), torch.randn(9, inputs, generator=draw)
+    alone = made(x)
+    monkeypatch.setattr(products, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert torch.equal(made(x), alone)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_rows_product_does_not_depend_on_rows_or_threads(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = torch.Generator().manual_seed(0)
     made = panels(torch.randn(200, 320, generator=draw), None, precision)

@@ -1,4 +1,4 @@
-"""The recipe `tinyshakespeare` on a text of the user's own, small; and what its benchmark calls the loss."""
+"""The recipe `tinyshakespeare` on a text of the user's own, small."""
 
 import json
 from pathlib import Path

@@ -276,7 +276,7 @@ class Panels:
             product(self.packed, x, add, out)
             return found
         width, integers = self.block * self.blocks // (1 if self.kind in WHOLE else 2), self.kind in (INT8, INT4)
-        ready = width == self.inputs  # as float32 that is not padded
+        ready = self.kind in WHOLE and width == self.inputs  # float32 that is not padded
         words = x.view(np.int32) if ready else np.zeros((len(x), width), np.int32)
         scale = np.empty((len(x), self.blocks if integers else 0, 2), np.float32)
         if not ready:

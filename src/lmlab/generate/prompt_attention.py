@@ -1,8 +1,9 @@
 """Attention of prompts by the matrix product's own kernel, for processors that simd.py has one for.
 
 Attention is two of the same products: queries with panels of 48 keys, of which a tile of 8 queries takes those that begin
-before its last one, and weights with the values. Queries, keys, values and weights are bfloat16 where the cache is, float32
-else. Sums run over the slots in their order, and what a query does not see has weight 0: a row's numbers are its own.
+before its last one, and weights with the values. Queries, keys, values and weights are bfloat16 where the cache is and the
+processor multiplies that in pairs, float32 else. Sums run over the slots in their order, and what a query does not see has
+weight 0: a row's numbers are its own.
 """
 
 from __future__ import annotations

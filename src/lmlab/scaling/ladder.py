@@ -31,7 +31,7 @@ from lmlab.corpus.shards import Shards
 from lmlab.corpus.store import documents
 from lmlab.errors import Failed, Refused
 from lmlab.measure import proportion
-from lmlab.progress import say
+from lmlab.progress import read_jsonl, say
 from lmlab.provenance import digest_file
 from lmlab.run import RunDirectory, write_atomic, write_json
 from lmlab.scaling.few import judge, posterior, rehearsal_errors, rehearse
@@ -287,10 +287,7 @@ def _results(ladder: Ladder, out: Path, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def _read_log(out: Path) -> list[dict[str, Any]]:
-    path = out / "ladder.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_jsonl(out / "ladder.jsonl")
 
 
 def _log(out: Path, event: str, **more: Any) -> None:

@@ -70,7 +70,7 @@ def run_ranks(work: Callable[[World], Any], size: int, folder: Path) -> list[Any
         os.waitpid(pid, 0)
     if failed:
         errors = [f"rank {path.stem}:\n{path.read_text()}" for path in sorted(folder.glob("*.error"))]
-        errors.sort(key=lambda said: "closed by peer" not in said)  # the cause last, where short summaries of a run end
+        errors.sort(key=lambda said: "by peer" not in said)  # the cause last, where short summaries of a run end
         crashes = ["".join(path.open().readlines()[:12]) for path in sorted(folder.glob("*.fault"))]
         pytest.fail("\n".join([*errors, *filter(None, crashes), *died]) or f"no end after {SECONDS} s")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
