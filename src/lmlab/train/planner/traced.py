@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lmlab.model.config import ModelConfig
-from lmlab.objective.cross_entropy import CHUNK
+from lmlab.objective.cross_entropy import rows_a_chunk
 
 
 class Living(TorchDispatchMode):
@@ -135,7 +135,7 @@ def _dense(shape: ModelConfig) -> ModelConfig:
 
 def _by_rows(shape: ModelConfig, *, rows: int, length: int, **more: Any) -> Activations:
     """Many rows by what two and three times the loss's chunk of tokens show: beyond a chunk each row adds the same."""
-    few = -(-2 * CHUNK // length)
+    few = -(-2 * rows_a_chunk(shape.vocab_size) // length)
     if rows <= few + 1:
         return _traced(shape, rows=rows, length=length, **more)
     base = _traced(shape, rows=few, length=length, **more)
