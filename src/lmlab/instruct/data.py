@@ -139,6 +139,8 @@ class InstructionBatches:
     `micro_tokens` positions each (a longer row is one by itself): a short row beside a long one costs padding. On a CPU
     this is as fast as packing, which needs a mask of segments."""
 
+    ahead = True
+
     def __init__(
         self,
         instructions: InstructionRows,

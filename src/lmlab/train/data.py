@@ -35,6 +35,8 @@ class PackedWindows:
     first token of a document is no target of the one before it.
     """
 
+    ahead = True
+
     def __init__(
         self,
         shard: Shards,
@@ -83,6 +85,8 @@ class ExampleWindows:
     What a task draws in the i-th window of the run comes from a generator of (seed, i): a resumed run draws the same, and
     another epoch draws anew. Rows vary with what fits together; they are rounded up to quarters of a step's.
     """
+
+    ahead = True
 
     def __init__(
         self,

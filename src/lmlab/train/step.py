@@ -27,7 +27,8 @@ class Objective(Protocol):
 
 Source = Callable[[int], list[Any]]
 """Micro-batches of an optimizer step, a pure function of the step. May have `boundary(step) -> bool` (whether a
-checkpoint may be taken before this step) and `state() / restore(state)` (plain values kept with a checkpoint)."""
+checkpoint may be taken before this step) and `state() / restore(state)` (plain values kept with a checkpoint); and `ahead`,
+true where nothing but the step decides, so that another thread may make the following step's beforehand."""
 
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -145,10 +146,18 @@ def on_device(batches: list[Any], layout: Layout) -> list[Any]:
     return [_moved(batch, device) for batch in batches] if layout.several or device.type != "cpu" else batches
 
 
+def pinned(batches: list[Any], device: torch.device) -> list[Any]:
+    """Batches in memory that a GPU copies from beside its work; as they are for a CPU."""
+    return [_each(batch, Tensor.pin_memory) for batch in batches] if device.type == "cuda" else batches
+
+
 def _moved(batch: Any, device: torch.device) -> Any:
-    moved = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    moved = {name: value.to(device) for name, value in moved.items() if isinstance(value, Tensor)}
-    return dataclasses.replace(batch, **moved)
+    return _each(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    return dataclasses.replace(batch, **{n: change(value) for n, value in fields.items() if isinstance(value, Tensor)})
 
 
 PENALTY, LOAD = "penalty", "largest_load"

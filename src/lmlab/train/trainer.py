@@ -26,6 +26,7 @@ from lmlab.progress import bar, say
 from lmlab.run import Context, write_json
 from lmlab.trackers import LogTo
 from lmlab.train import checkpoint
+from lmlab.train.ahead import Ahead
 from lmlab.train.average import Average
 from lmlab.train.keeping import Keep
 from lmlab.train.loss_scale import LossScale
@@ -36,7 +37,7 @@ from lmlab.train.parallel.layout import Layout
 from lmlab.train.ramp import Batches
 from lmlab.train.schedule import ScheduleConfig, rate
 from lmlab.train.stability import Detector, Journal, SpikeConfig
-from lmlab.train.step import Objective, Source, make_step, matrix_library
+from lmlab.train.step import Objective, Source, make_step, matrix_library, pinned
 from lmlab.train.stop import Stop
 
 
@@ -145,6 +146,8 @@ class _Run:
         self.hooks = _shrink_embedding_gradient(network, config.embedding_gradient)
         keep = Keep(config.keep, config.keep_best, config.keep_every)
         self.checkpoints = checkpoint.Checkpoints(folder, layout, keep)
+        device = layout.world.device
+        self.ahead = Ahead(source, lambda batches: pinned([layout.cut(batch) for batch in batches], device))
 
     def through(self, on_step: Callable[[int, Mapping[str, float]], None] | None) -> dict[str, float]:
         """All steps that are left."""
@@ -187,6 +190,7 @@ class _Run:
     def close(self) -> None:
         with contextlib.suppress(Exception):  # else it would hide what ended the run
             self.checkpoints.settle()
+        self.ahead.close()
         for hook in self.hooks:
             hook.remove()
 
@@ -262,7 +266,8 @@ class _Run:
     def step(self, step: int) -> int | None:
         """Take one optimizer step; its numbers are in `metrics`. Returns the step to go back to, or None."""
         begun = time.monotonic()
-        batches = [self.layout.cut(batch) for batch in self.source(self.journal.data_step(step))]
+        following = self.journal.data_step(step + 1) if step + 1 < self.config.steps else None
+        batches = self.ahead(self.journal.data_step(step), following)
         self.network.train()
         measured = self.noise if self.noise and step % (self.config.noise_scale_every or 1) == 0 else None
         scale = self.loss_scale.scale
@@ -298,6 +303,7 @@ class _Run:
         if self.tokens is not None:
             metrics["tokens"] = self.layout.sums({"tokens": sum(self.tokens(batch) for batch in batches)})["tokens"]
             metrics["tokens_per_second"] = metrics["tokens"] / (time.monotonic() - begun)
+        metrics["input_wait"] = round(self.ahead.waited, 6)
         metrics["seconds"] = round(self.context.seconds, 3)
         self.metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         return None
