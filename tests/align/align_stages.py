@@ -48,7 +48,7 @@ def killed_at(step: int, fit: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def without_times(path: Path) -> list[dict[str, Any]]:
-    volatile = ("seconds", "tokens_per_second")
+    volatile = ("seconds", "tokens_per_second", "input_wait")
     return [{k: v for k, v in row.items() if k not in volatile} for row in read_jsonl(path)]
 
 

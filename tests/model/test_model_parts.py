@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from lmlab.model.config import GATED, ModelConfig
 from lmlab.model.feed_forward import ACTIVATIONS, FeedForward
+from lmlab.model.norm import RMSNorm
 from lmlab.model.transformer import Transformer
 
 
@@ -217,3 +218,26 @@ def test_a_feed_forward_layer_is_its_formula(name: str) -> None:
 def test_a_sequence_longer_than_the_context_is_refused() -> None:
     with pytest.raises(ValueError, match="25 tokens are more than the model's context of 24"):
         make()(random_tokens(1, 25))
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=st.lists(st.integers(1, 4), min_size=0, max_size=3), width=st.integers(1, 9), seed=st.integers(0, 99))
+def test_rmsnorm_s_gradient_by_hand_is_the_formula_s(shape: list[int], width: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    norm = RMSNorm(width, 1e-3).double()
+    x = torch.randn(*shape, width, generator=generator, dtype=torch.float64, requires_grad=True)
+    norm.weight.data.uniform_(-2, 2, generator=generator)
+    formula = x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-3) * norm.weight
+    above = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(norm(x), formula)
+    for found, wanted in zip(*(torch.autograd.grad(y, (x, norm.weight), above) for y in (norm(x), formula)), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_rmsnorm_of_a_half_type_is_computed_in_float32_and_of_zeros_is_zero() -> None:
+    norm = RMSNorm(64, 1e-5)
+    x = torch.full((3, 64), 300.0, dtype=torch.float16, requires_grad=True)  # whose square overflows
+    torch.testing.assert_close(norm(x), torch.ones(3, 64, dtype=torch.float16))
+    zero = torch.zeros(2, 64, requires_grad=True)
+    norm(zero).sum().backward()
+    assert zero.grad is not None and torch.isfinite(zero.grad).all() and not norm(zero).any()

@@ -46,7 +46,7 @@ def run(place: Path, out: Path, *overrides: str) -> Path:
 
 
 def curve(stage: Path) -> list[dict]:
-    timed = ("seconds", "tokens_per_second")
+    timed = ("seconds", "tokens_per_second", "input_wait")
     return [{k: v for k, v in row.items() if k not in timed} for row in read_jsonl(stage / "metrics.jsonl")]
 
 
