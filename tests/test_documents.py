@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from lmlab import recipe
 from lmlab.cli import app
+from lmlab.config import parse, validate
 from lmlab.launch import WRITERS
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,29 @@ def test_every_command_in_the_documents_parses(line):
     overrides = [w for w in words if re.match(r"[a-z_]+[.\w\[\]]*=", w) and "/path/to" not in w]
     if verbs[0] in ("run", "demo") and "demo" in words:
         recipe.load("demo", overrides)
+
+
+def recipes(page: Path) -> list[str]:
+    """The pieces of recipes on a page; the recipe reference shows the form of one."""
+    text = page.read_text(encoding="utf-8")
+    return [] if page.name == "recipe-reference.md" else re.findall(r"^```yaml\n(.*?)^```", text, flags=re.M | re.S)
+
+
+EVERY_PAGE = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("text", [text for page in EVERY_PAGE for text in recipes(page)])
+def test_every_piece_of_a_recipe_in_the_documents_is_one(text):
+    """Its settings are settings of the stages that it names; whether files are there and stages follow is not asked."""
+    document = parse(text, "the document")
+    settings = {name: each for name, each in document.data.items() if name not in (*recipe.RESERVED, "objective")}
+    if "objective" in document.data:
+        settings["pretrain"] = {"objective": document.data["objective"]}
+    for name, given in settings.items():
+        kind = given.pop("use", name)
+        given.pop("from", None)
+        validate(recipe.kind(kind).config, given, document, (name,))
+    assert settings
 
 
 def test_every_local_link_leads_somewhere():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -75,6 +76,12 @@ def test_kubernetes_gets_a_service_and_an_indexed_job() -> None:
     (container,) = work["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 4}
     assert container["command"] == torchrun(job, "x-0.x:29400") and container["command"][-2:] == ["run", "demo"]
+
+
+@pytest.mark.parametrize(("name", "label"), [("2 Layers", "lmlab-2-layers"), ("测试", "lmlab"), ("a" * 60, "a" * 50)])
+def test_a_label_is_one_that_schedulers_take(name: str, label: str) -> None:
+    assert Job(name, ("demo",)).label == label
+    assert re.fullmatch(r"[a-z]([-a-z0-9]{0,48}[a-z0-9])?", label)
 
 
 @pytest.mark.parametrize(

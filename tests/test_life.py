@@ -19,7 +19,18 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 STAGES = ("corpus", "tokenizer", "pretrain", "sft", "reward", "ppo", "evaluate", "report")
-TIMES = {"seconds", "tokens_per_second", "input_wait", "measured", "finished", "machine", "started", "created", "time", "created_at"}
+TIMES = {
+    "seconds",
+    "tokens_per_second",
+    "input_wait",
+    "measured",
+    "finished",
+    "machine",
+    "started",
+    "created",
+    "time",
+    "created_at",
+}
 
 
 def write_corpus(folder: Path) -> None:

@@ -44,7 +44,11 @@ class Job:
     @property
     def label(self) -> str:
         """The name as schedulers take it: lower case letters, digits and dashes, at most 50."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:50].strip("-") or "lmlab"
+        plain = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        begun = (
+            plain if plain[:1].isalpha() else f"lmlab-{plain}"
+        )  # the name of a Kubernetes service begins with a letter
+        return begun[:50].strip("-")
 
 
 def torchrun(job: Job, endpoint: str) -> list[str]:

@@ -162,12 +162,12 @@ class Context:
         """Seconds of work so far, all attempts together (as far as the last `tick` of an attempt that was killed)."""
         return self.seconds_before + time.monotonic() - self.started
 
-    def tick(self) -> None:
-        """Note the seconds so far, so that a killed attempt's time is counted too."""
+    def tick(self, **known: Any) -> None:
+        """Note the seconds so far, so that a killed attempt's time is counted too; and what is `known` of the work."""
         if not self.leads:
             return
         state = json.loads((self.out / "state.json").read_text(encoding="utf-8"))
-        write_json(self.out / "state.json", {**state, "seconds": round(self.seconds, 3)})
+        write_json(self.out / "state.json", {**state, **known, "seconds": round(self.seconds, 3)})
 
 
 def fingerprint(kind: str, spec: StageKind, config: Config, seed: int, inputs: Mapping[str, Any]) -> str:

@@ -230,7 +230,9 @@ def test_rmsnorm_s_gradient_by_hand_is_the_formula_s(shape: list[int], width: in
     formula = x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-3) * norm.weight
     above = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(norm(x), formula)
-    for found, wanted in zip(*(torch.autograd.grad(y, (x, norm.weight), above) for y in (norm(x), formula)), strict=True):
+    for found, wanted in zip(
+        *(torch.autograd.grad(y, (x, norm.weight), above) for y in (norm(x), formula)), strict=True
+    ):
         torch.testing.assert_close(found, wanted)
 
 

@@ -77,7 +77,9 @@ def test_under_autocast_it_is_near_and_its_sum_is_float32() -> None:
 )
 def test_a_bias_and_large_logits(rows: int, columns: int, softcap: float | None, size: float, z_weight: float) -> None:
     """Logits of some hundreds, of which a piece's largest may be far below the row's."""
-    hidden, head, targets, weights = (each.double() if each.is_floating_point() else each for each in problem(rows, 6, 14, rows))
+    hidden, head, targets, weights = (
+        each.double() if each.is_floating_point() else each for each in problem(rows, 6, 14, rows)
+    )
     hidden, head = (each.detach().mul(size).requires_grad_() for each in (hidden, head))
     bias = torch.linspace(-size, size, 14, dtype=torch.float64, requires_grad=True)
     logits = hidden @ head.T + bias

@@ -9,11 +9,18 @@ from hypothesis import strategies as st
 
 from lmlab.objective import denoising as bart
 from lmlab.objective.blanks import BlankTask, Marks
-from lmlab.objective.build import label, parts_of
+from lmlab.objective.build import label, needs, parts_of
 from lmlab.objective.example import NOTHING, Example
 from lmlab.objective.middle import SLACK, MiddleTask
 from lmlab.objective.mixture import MixtureTask
-from lmlab.objective.settings import UL2, BlankInfilling, DocumentRotation, SentencePermutation, TextInfilling
+from lmlab.objective.settings import (
+    UL2,
+    BlankInfilling,
+    DocumentRotation,
+    Mixture,
+    SentencePermutation,
+    TextInfilling,
+)
 from lmlab.objective.spans import place_spans, poisson_lengths
 from lmlab.objective.tasks import CausalTask, PrefixTask
 
@@ -205,6 +212,17 @@ def test_ul2_is_seven_denoisers_in_equal_shares_and_ul2r_four() -> None:
         shares[part.objective.name] += part.weight
     assert shares == {"prefix-lm": 0.5, "span-corruption": 0.5}
     assert all(part.objective.mode is None for part in four)  # type: ignore[union-attr]
+
+
+def test_ul2_as_a_part_shares_its_weight_among_its_denoisers() -> None:
+    mixed = Mixture.model_validate(
+        {"parts": [{"objective": "ul2", "weight": 3}, {"objective": "causal-lm", "weight": 1}]}
+    )
+    parts = parts_of(mixed)
+    shares = np.array([part.weight for part in parts]) / sum(part.weight for part in parts)
+    assert [label(part) for part in parts] == [*(label(part) for part in parts_of(UL2())), "causal-lm"]
+    assert shares == pytest.approx([0.75 / 7] * 7 + [0.25])
+    assert needs(mixed, "causal-decoder", 256)[1] == ("[R]", "[S]", "[X]")
 
 
 def test_a_mixture_draws_by_weight_and_says_which() -> None:

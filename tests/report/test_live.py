@@ -49,6 +49,25 @@ def test_a_running_stage(run: Path) -> None:
     assert max(loss["high"]) == 9.0 and max(loss["value"]) < 9.0, "a spike is bounded, not averaged away"
 
 
+def test_spikes_that_were_taken_back_are_marked_and_overflows_are_none(run: Path) -> None:
+    """The log of a run that went back knows nothing of the spike any more; float16 leaves steps out without one."""
+    with (run / "pretrain" / "metrics.jsonl").open("a") as file:
+        file.write('ss": 4.0, "skipped": 1}\n')
+    done = [{"step": 320, "from": 250, "reason": "x", "policy": "rewind", "batches": [250, 260]}]
+    (run / "pretrain" / "interventions.json").write_text(json.dumps(done))
+    (stage,) = snapshot(run)["stages"]
+    assert stage["spikes"] == [320, 500] and stage["interventions"] == done
+    assert '"spikes": [320, 500]' in server.page(snapshot(run))
+
+
+def test_a_stage_without_a_plan_says_how_far_it_has_to_go(run: Path) -> None:
+    (run / "pretrain" / "plan.json").write_text(json.dumps({"iterations": 40}))
+    assert snapshot(run)["stages"][0]["left"] is None
+    (run / "pretrain" / "state.json").write_text(json.dumps({"fingerprint": "x", "seconds": 1.0, "steps": 1500}))
+    (stage,) = snapshot(run)["stages"]
+    assert stage["steps"] == 1500 and stage["left"] == pytest.approx(250.0)
+
+
 def test_no_files_no_stage_and_no_run_is_refused(tmp_path: Path) -> None:
     assert snapshot(tmp_path)["stages"] == []
     with pytest.raises(Refused, match="no such run"):

@@ -11,7 +11,11 @@ import torch
 from lmlab import recipe
 from lmlab.errors import Refused
 from lmlab.model.store import load_model
+from lmlab.objective.middle import MARKS
 from lmlab.run import identity
+from lmlab.text.tokenizer import Tokenizer
+from lmlab.train.plan import Shape
+from lmlab.train.start import starting_point
 
 CORPUS = """
 corpus: {heldout_fraction: 0.3, sources: [{name: text, path: PLACE, extract: code}]}
@@ -125,7 +129,10 @@ def test_what_is_no_model_is_refused_when_the_recipe_is_read(
         (["pretrain.model.d_model=64"], "d_model 64 .the model: 32.*keeps its shape"),
         (["pretrain.model.context_length=128"], "128 is more than the context of .*64"),
         (["pretrain.model.architecture=encoder-decoder", "pretrain.objective=prefix-lm"], "no encoder-decoder can be"),
-        (["pretrain.objective=denoising"], r'set tokenizer.extra_tokens=\["<mask>"\]'),
+        (
+            ["pretrain.objective=fim", "pretrain.model.context_length=8"],
+            "objective fim: a context of 8 tokens has no room",
+        ),
         (["tokenizer.vocab_size=400"], "its own, and .* is another"),
     ],
 )
@@ -135,3 +142,32 @@ def test_what_does_not_fit_the_model_is_refused(
     with pytest.raises(Refused, match=message):
         text = CORPUS + ("tokenizer: {}\n" if "tokenizer" in overrides[0] else "") + NEXT % USUAL
         recipe.run(read(place, text, str(place / "run/base"), overrides), tmp_path / "out")
+
+
+def test_a_vocabulary_without_what_the_objective_needs_gets_it(place: Path, tmp_path: Path, capsys) -> None:
+    """A public causal model has neither sentinels nor marks; U-PaLM's and fill-in-the-middle's continuation need some."""
+    model = str(place / "run/base/model")
+    known = load_model(Path(model))
+    start = starting_point("pretrain", Shape(context_length=48), {"model": Path(model)})
+    tokens = ["<mask>", "[X]"]
+    grown = start.adding(tokens)
+    made = grown.model(grown.shape, seed=1)
+    had = known.config.vocab_size
+    assert grown.new == (start.tokenizer.vocab_size, start.tokenizer.vocab_size + 1)
+    assert made.config.vocab_size == max(had, grown.tokenizer.vocab_size)
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        old, new = known(ids).logits(), made(ids).logits()
+    kept = [i for i in range(had) if i not in grown.new]
+    torch.testing.assert_close(new[..., kept], old[..., kept])
+    assert all(parameter.requires_grad for parameter in made.parameters())
+    out, objective = (
+        tmp_path / "out",
+        "pretrain.objective={name: mixture, parts: [{objective: causal-lm}, {objective: fim}]}",
+    )
+    recipe.run(read(place, CORPUS + NEXT % USUAL, model, [objective]), out)
+    assert "fim_prefix|> <|fim_suffix|> <|fim_middle|>" in capsys.readouterr().err.split("needs 3 tokens", 1)[1]
+    after, tokenizer = load_model(out / "pretrain/model"), Tokenizer.load(out / "pretrain/model")
+    marks = [tokenizer.token_id(mark) for mark in MARKS]
+    assert max(marks) < after.config.vocab_size == max(had, tokenizer.vocab_size)
+    assert 0 < results(out / "pretrain")["after"]["value"] < 20

@@ -132,6 +132,10 @@ def test_a_mixture_reports_each_part_s_loss_over_its_own_tokens(shard: Shards) -
     for name in objective.names:
         assert found[f"lm/{name}"] == pytest.approx(sums[name] / counts[name], rel=1e-4)
     assert found["loss"] == pytest.approx(sum(sums.values()) / sum(counts.values()), rel=1e-4)
+    objective.names = ["spans", "other", "other"]  # two parts of one name are reported together
+    found = accumulate(make_forward(network, objective, False), objective, batches, "float32")
+    both = [names[1] + names[2] for names in (list(sums.values()), list(counts.values()))]
+    assert found["lm/other"] == pytest.approx(both[0] / both[1], rel=1e-4)
 
 
 RECIPE = """

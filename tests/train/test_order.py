@@ -10,7 +10,7 @@ from lmlab.corpus.mixture import MixtureConfig
 from lmlab.corpus.shards import Shards, write_shards
 from lmlab.errors import Refused
 from lmlab.train.data import PackedWindows
-from lmlab.train.order import EpochOrder, MixedOrder
+from lmlab.train.order import EpochOrder, MixedOrder, seen_in
 from lmlab.train.ramp import Batches, RampConfig
 
 LENGTH = 8
@@ -97,6 +97,20 @@ def test_what_was_read_is_counted_token_by_token(shards: Shards) -> None:
         for name, (count, length) in SOURCES.items():
             tokens = int((names == name).sum())
             assert found[name] == {"tokens": tokens, "epochs": tokens / (count * (length + 1))}
+
+
+@pytest.mark.parametrize("make", [lambda shards: EpochOrder(shards, LENGTH, 3, 1), mixed])
+def test_what_a_spike_left_out_is_not_counted_as_read(shards: Shards, make) -> None:
+    order, spans = make(shards), [(0, 31), (44, 60), (75, 140)]
+    rows = np.concatenate([np.arange(first, end) for first, end in spans])
+    read = (order.places(rows)[:, None] + np.arange(LENGTH)).ravel()
+    names = np.array(source_at(shards, read))
+    found = seen_in(order, spans)
+    assert {name: found[name]["tokens"] for name in SOURCES} == {name: int((names == name).sum()) for name in SOURCES}
+    for name in SOURCES:
+        whole = order.seen(140)[name]
+        assert found[name]["epochs"] == pytest.approx(whole["epochs"] * found[name]["tokens"] / whole["tokens"])
+    assert seen_in(order, [(0, 140)]) == order.seen(140)
 
 
 def test_without_a_mixture_nothing_has_changed(shards: Shards) -> None:

@@ -9,8 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from lmlab.config import parse
+from lmlab.errors import Refused
+from lmlab.recipe import check
 from lmlab.train.ramp import Batches, RampConfig
 from lmlab.train.schedule import ScheduleConfig, rate
+from lmlab.train.trainer import TrainConfig
 
 NAMES = st.sampled_from(["constant", "linear", "cosine", "inverse-sqrt", "wsd"])
 
@@ -44,6 +48,7 @@ def test_palm_holds_for_ten_thousand_steps_and_then_falls_as_the_root() -> None:
     config = ScheduleConfig(name="inverse-sqrt", warmup=0)
     assert rate(config, 0, 255_000) == rate(config, 9_999, 255_000) == 1.0
     assert 1e-2 * rate(config, 39_999, 255_000) == pytest.approx(1 / math.sqrt(40_000))
+    assert rate(config, 1_999_999, 2_000_000) == config.final == 0.1, "the floor"
 
 
 def test_by_hand() -> None:
@@ -103,3 +108,21 @@ def test_palms_stages_and_the_rates_answer() -> None:
 def test_a_ramp_that_cannot_be_is_refused(given_: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         RampConfig(**given_)
+
+
+STAGE = "corpus: {}\ntokenizer: {}\npretrain: {}\nsft: {}\nreward: {}\nppo: {}\nfinetune: {}\n"
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "finetune"])
+def test_every_stage_takes_every_schedule_and_optimizer_and_counts_steps(stage: str) -> None:
+    def read(settings: str) -> TrainConfig:
+        text = STAGE.replace(f"{stage}: {{}}", f"{stage}: {{train: {settings}}}")
+        return next(step.config.train for step in check(parse(text, "r"), "r").arms[""] if step.name == stage)
+
+    for name in ("constant", "linear", "cosine", "inverse-sqrt", "wsd"):
+        assert read(f"{{schedule: {{name: {name}}}}}").schedule.name == name
+    assert read("{schedule: {name: manual, points: [[0, 1], [9, 0.1]]}}").schedule.points == ((0, 1), (9, 0.1))
+    for name in ("adam", "adamw", "adafactor", "lion", "muon"):
+        assert read(f"{{optimizer: {{name: {name}}}}}").optimizer.name == name
+    with pytest.raises(Refused, match=f"{stage}.train.schedule.unit: Input should be 'steps'; found 'tokens'"):
+        read("{schedule: {unit: tokens}}")

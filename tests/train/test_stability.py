@@ -112,24 +112,30 @@ def test_lowering_lowers_the_rate_from_there_on(tmp_path: Path) -> None:
     assert rows[entry["from"]]["lr"] == pytest.approx(0.5 * rows[entry["from"] - 1]["lr"])
 
 
-def test_what_is_no_number_is_written_out_and_skipped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["skip", "rewind", "lower"])
+def test_what_is_no_number_is_written_out_and_every_policy_gets_past_it(tmp_path: Path, policy: Any) -> None:
+    """A batch that makes no number whatever the weights are."""
+
     class Broken(LanguageModel):
         def loss(self, output: Any, batch: Batch) -> dict[str, Any]:
-            bad = batch.targets_BT[0, 0] == 3 and (batch.targets_BT == 3).all()
-            return {"lm": super().loss(output, batch)["lm"] * (math.nan if bad else 1.0)}
+            return {"lm": super().loss(output, batch)["lm"] * (math.nan if (batch.targets_BT == 3).all() else 1.0)}
 
     out = tmp_path / "nan"
     out.mkdir()
     write_json(out / "state.json", {"fingerprint": "x", "seconds": 0.0})
     context = Context("toy", "toy", None, {}, out, 0, Metrics(out))
-    network = Transformer(CONFIG).initialise(0)
-    config = TrainConfig(steps=8, spikes=SpikeConfig(policy="skip"))
-    fit(network, Broken(), Source([4]), config, context)
+    network, source = Transformer(CONFIG).initialise(0), Source([14])
+    config = TrainConfig(steps=24, spikes=SpikeConfig(policy=policy, window=16, back=4, skip=10))
+    fit(network, Broken(), source, config, context)
     assert all(torch.isfinite(p).all() for p in network.parameters())
-    rows = read_jsonl(out / "metrics.jsonl")
-    assert len(rows) == 8 and rows[4]["skipped"] == 1 and "loss" not in rows[4]
-    batch = load_file(out / "bad-batch-00000004.safetensors")
-    assert torch.equal(batch["0.tokens_BT"], batch_of(4).tokens_BT)
+    rows, (done, *more) = read_jsonl(out / "metrics.jsonl"), json.loads((out / "interventions.json").read_text())
+    assert len(rows) == 24 and done["step"] == 14 and not more
+    if policy == "rewind":
+        assert all("loss" in row for row in rows) and source.seen.count(14) == 1
+    else:
+        assert rows[14]["skipped"] == 1 and "loss" not in rows[14]
+    batch = load_file(out / "bad-batch-00000014.safetensors")
+    assert torch.equal(batch["0.tokens_BT"], batch_of(14).tokens_BT)
 
 
 def test_a_run_that_never_calms_down_stops_and_says_so(tmp_path: Path) -> None:
@@ -158,6 +164,8 @@ def test_left_out_batches_are_never_seen_and_no_other_is_missed(raw: list[tuple[
     for resumed, count in raw:
         journal.add(resumed + 5, resumed, "x", SpikeConfig(policy="rewind", skip=count))
     seen = [journal.data_step(step) for step in range(400)]
+    for steps in (0, 1, 150, 400):
+        assert [batch for first, end in journal.seen(steps) for batch in range(first, end)] == seen[:steps]
     out = {batch for entry in journal.entries for batch in range(entry["batches"][0], entry["batches"][1] + 1)}
     assert seen == sorted(set(seen)) and not out & set(seen)
     assert set(range(seen[-1] + 1)) == set(seen) | {batch for batch in out if batch <= seen[-1]}

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -35,7 +35,7 @@ from lmlab.run import Context, Input, StageKind, folder_atomic, write_json
 from lmlab.text.chat import Renderer
 from lmlab.text.tokenizer import Tokenizer
 from lmlab.train.optimizer import OptimizerConfig
-from lmlab.train.schedule import ScheduleConfig
+from lmlab.train.schedule import ScheduleName, StepSchedule
 from lmlab.train.step import accumulate, make_forward, matrix_library
 from lmlab.train.trainer import TrainConfig, fit
 
@@ -55,10 +55,10 @@ class PPOOptimizer(OptimizerConfig):
     weight_decay: float = Field(default=0.0, ge=0)
 
 
-class PPOSchedule(ScheduleConfig):
-    """As `ScheduleConfig`, with PPO's own defaults."""
+class PPOSchedule(StepSchedule):
+    """As `StepSchedule`, with PPO's own defaults."""
 
-    name: Literal["constant", "linear", "cosine", "wsd"] = "linear"
+    name: ScheduleName = "linear"
     warmup: float = Field(default=0.05, ge=0)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from lmlab.run import Context, Input, StageKind, folder_atomic, write_json
 from lmlab.text.chat import Renderer
 from lmlab.text.tokenizer import Tokenizer
 from lmlab.train.optimizer import OptimizerConfig
-from lmlab.train.schedule import ScheduleConfig
+from lmlab.train.schedule import ScheduleName, StepSchedule
 from lmlab.train.trainer import TrainConfig, fit
 
 FEWEST = 8
@@ -46,10 +46,10 @@ class RewardOptimizer(OptimizerConfig):
     weight_decay: float = Field(default=0.01, ge=0)
 
 
-class RewardSchedule(ScheduleConfig):
-    """As `ScheduleConfig`, with this stage's own defaults."""
+class RewardSchedule(StepSchedule):
+    """As `StepSchedule`, with this stage's own defaults."""
 
-    name: Literal["constant", "linear", "cosine", "wsd"] = "linear"
+    name: ScheduleName = "linear"
     warmup: float = Field(default=0.1, ge=0)
     final: float = Field(default=0.0, ge=0, le=1)
 

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -29,8 +29,8 @@ from lmlab.run import Context, Input, StageKind, folder_atomic, write_json
 from lmlab.text.chat import Renderer
 from lmlab.text.tokenizer import Tokenizer
 from lmlab.train.fastest import PRECISIONS
-from lmlab.train.optimizer import OptimizerConfig, make_optimizers
-from lmlab.train.schedule import ScheduleConfig
+from lmlab.train.optimizer import OptimizerConfig, OptimizerName, make_optimizers
+from lmlab.train.schedule import ScheduleName, StepSchedule
 from lmlab.train.step import accumulate, make_forward, matrix_library
 from lmlab.train.trainer import TrainConfig, fit
 
@@ -51,7 +51,7 @@ class SftOptimizer(OptimizerConfig):
     0.13 with these rates of Muon, 0.04 with AdamW at 1e-3. No other rates were tried.
     """
 
-    name: Literal["adamw", "muon"] = "muon"
+    name: OptimizerName = "muon"
     learning_rate: float = Field(default=3e-3, gt=0)
     matrix_learning_rate: float = Field(default=0.01, gt=0)
     """Muon's."""
@@ -59,10 +59,10 @@ class SftOptimizer(OptimizerConfig):
     """Of matrices; gains, biases and embeddings are not decayed."""
 
 
-class SftSchedule(ScheduleConfig):
-    """As `ScheduleConfig`, with this stage's defaults."""
+class SftSchedule(StepSchedule):
+    """As `StepSchedule`, with this stage's defaults."""
 
-    name: Literal["constant", "linear", "cosine", "wsd"] = "linear"
+    name: ScheduleName = "linear"
     warmup: float = Field(default=0.05, ge=0)
     """Below 1 a share of the steps, else steps."""
     final: float = Field(default=0.0, ge=0, le=1)

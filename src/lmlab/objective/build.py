@@ -54,10 +54,17 @@ SENTENCE_ENDS = (".", "!", "?", "\n", "Ċ")
 
 
 def parts_of(config: ObjectiveConfig) -> tuple[Part, ...]:
-    """The objectives and their weights: several for a mixture, else the one."""
+    """The objectives and their weights: several for a mixture, else the one. None of them is a mixture itself."""
     if isinstance(config, UL2):
         config = config.mixture()
-    return config.parts if isinstance(config, Mixture) else (Part(objective=config),)
+    if not isinstance(config, Mixture):
+        return (Part(objective=config),)
+    found: list[Part] = []
+    for part in config.parts:
+        inner = parts_of(part.objective)
+        whole = sum(each.weight for each in inner)
+        found += [Part(objective=each.objective, weight=part.weight * each.weight / whole) for each in inner]
+    return tuple(found)
 
 
 def make_task(config: ObjectiveConfig, vocabulary: Vocabulary) -> Task:
@@ -182,6 +189,12 @@ def needs(config: ObjectiveConfig, architecture: Architecture, context: int) -> 
         named += _MARKS.get(type(objective), ())
         named += [mode for mode in [getattr(objective, "mode", None)] if mode is not None]
     return count, tuple(dict.fromkeys(named))
+
+
+def lacking(config: ObjectiveConfig, architecture: Architecture, context: int, has: Callable[[str], bool]) -> list[str]:
+    """The tokens that an objective needs and a tokenizer has not, in the order of their ids in a new one."""
+    count, named = needs(config, architecture, context)
+    return [token for token in (*map(SENTINEL.format, range(count)), *named) if not has(token)]
 
 
 def missing(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lmlab.model.wide import wide, wide_type
 
+
 class Chunks(NamedTuple):
     """How many rows are taken at a time at most, of how many logits at most, and how many columns of these at a time."""
 

@@ -77,7 +77,9 @@ class MixedLanguageModel(RegularisedLanguageModel):
         report = super()._report(found, batch)
         for part, name in enumerate(self.names):
             mine_N = mask_N & (parts_N == part)
-            report[f"lm/{name}"] = ((found.nats_N * mine_N).sum(), mine_N.sum())
+            own = ((found.nats_N * mine_N).sum(), mine_N.sum())
+            before = report.get(f"lm/{name}")  # of parts that bear one name all together
+            report[f"lm/{name}"] = own if before is None else (before[0] + own[0], before[1] + own[1])
         return report
 
 

@@ -127,30 +127,6 @@ class FillInTheMiddle(Config):
     """Share of these in the order suffix, prefix, middle; the others are prefix, suffix, middle."""
 
 
-Single = Annotated[
-    Annotated[
-        CausalLM | PrefixLM | SpanCorruption | Denoising | BlankInfilling | FillInTheMiddle,
-        Field(discriminator="name"),
-    ],
-    BeforeValidator(_named),
-]
-
-
-class Part(Config):
-    """One objective of a mixture."""
-
-    objective: Single
-    weight: float = Field(default=1.0, gt=0)
-    """Its share of the texts is its weight over the sum of all."""
-
-
-class Mixture(Config):
-    """Each text is given to one of several objectives. The loss is the mean over all tokens that carry one."""
-
-    name: Literal["mixture"] = "mixture"
-    parts: tuple[Part, ...] = Field(min_length=1)
-
-
 class UL2(Config):
     """The mixture of denoisers of UL2 (2205.05131), or that of UL2R, which continues a causal model (2210.11399)."""
 
@@ -180,6 +156,30 @@ class UL2(Config):
         extreme = tuple(span("[X]", mean, rate) for mean, rate in ((3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5)))
         suffix = Part(objective=PrefixLM(target=0.25, mode=mode))
         return Mixture(parts=(span("[R]", 3, 0.15), span("[R]", 8, 0.15), suffix, *extreme))
+
+
+PartObjective = Annotated[
+    Annotated[
+        CausalLM | PrefixLM | SpanCorruption | Denoising | BlankInfilling | FillInTheMiddle | UL2,
+        Field(discriminator="name"),
+    ],
+    BeforeValidator(_named),
+]
+
+
+class Part(Config):
+    """One objective of a mixture; of ul2 its denoisers by their shares."""
+
+    objective: PartObjective
+    weight: float = Field(default=1.0, gt=0)
+    """Its share of the texts is its weight over the sum of all."""
+
+
+class Mixture(Config):
+    """Each text is given to one of several objectives. The loss is the mean over all tokens that carry one."""
+
+    name: Literal["mixture"] = "mixture"
+    parts: tuple[Part, ...] = Field(min_length=1)
 
 
 ObjectiveConfig = Annotated[

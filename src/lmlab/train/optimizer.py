@@ -20,11 +20,13 @@ from lmlab.train.muon import Muon
 from lmlab.train.pieces import Saved
 from lmlab.train.sharded import alike, is_part, local, mesh_of, whole
 
+OptimizerName = Literal["adam", "adamw", "adafactor", "lion", "muon"]
+
 
 class OptimizerConfig(Config):
     """Adam's settings default to the survey's (section 4.3.1): betas 0.9 and 0.95, eps 1e-8, weight decay 0.1."""
 
-    name: Literal["adam", "adamw", "adafactor", "lion", "muon"] = "adamw"
+    name: OptimizerName = "adamw"
     """adam: weight decay in the gradient. muon: the hidden layers' matrices by Muon, all else (embeddings, head, norms) by
     AdamW."""
     learning_rate: float = Field(default=3e-4, gt=0)

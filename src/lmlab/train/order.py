@@ -6,6 +6,7 @@ them read together what one process would.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,18 @@ class Order(Protocol):
     def places(self, numbers: np.ndarray) -> np.ndarray: ...
 
     def seen(self, rows: int) -> Seen: ...
+
+
+def seen_in(order: Order, spans: Iterable[tuple[int, int]]) -> Seen:
+    """What was read of the rows of some spans [first, end) of a run: all of them but those left out after a spike."""
+    found: Seen = {}
+    for first, end in spans:
+        before = order.seen(first)
+        for name, upto in order.seen(end).items():
+            entry = found.setdefault(name, {**upto, "tokens": 0, "epochs": 0})
+            for key in ("tokens", "epochs"):
+                entry[key] += upto[key] - before[name][key]
+    return found
 
 
 class EpochOrder:

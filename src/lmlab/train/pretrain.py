@@ -23,7 +23,7 @@ from lmlab.measure import ratio
 from lmlab.model.config import ModelConfig
 from lmlab.model.store import LANGUAGE_MODEL_STAGES, save_model
 from lmlab.model.transformer import Transformer
-from lmlab.objective.build import make_objective, make_task, missing, sentinels, window
+from lmlab.objective.build import make_objective, make_task, missing, window
 from lmlab.objective.example import Task
 from lmlab.objective.layout import Layout
 from lmlab.objective.settings import CausalLM
@@ -38,13 +38,15 @@ from lmlab.train.data import ExampleWindows, PackedWindows
 from lmlab.train.heldout import Heldout, piece_tokens
 from lmlab.train.lengths import by_length
 from lmlab.train.live import HELDOUT, SAMPLES, Live, Some
-from lmlab.train.order import EpochOrder, MixedOrder, Order
+from lmlab.train.order import EpochOrder, MixedOrder, Order, Seen, seen_in
 from lmlab.train.parallel import Layout as Ranks
 from lmlab.train.parallel import join, misfits
-from lmlab.train.plan import Shape, make_plan, shape_of_width
+from lmlab.train.plan import make_plan, shape_of_width
 from lmlab.train.pretrain_config import PretrainConfig
 from lmlab.train.ramp import Batches
-from lmlab.train.start import starting_point
+from lmlab.train.room import Step, free, room_for
+from lmlab.train.stability import Journal
+from lmlab.train.start import equipped, starting_point
 from lmlab.train.trainer import TrainConfig, fit
 
 Split = Literal["train", "heldout"]
@@ -97,10 +99,9 @@ def run(context: Context) -> Mapping[str, Any]:
     """Train and measure. Leaves model/, results.json, plan.json, metrics.jsonl and checkpoints/."""
     config: PretrainConfig = context.config
     corpus, name = context.inputs["corpus"], context.name
-    start = starting_point(name, config.model, context.inputs)
+    start = equipped(name, config, starting_point(name, config.model, context.inputs))
     tokenizer, room = start.tokenizer, config.model.context_length
     parts = config.model if start.shape is None else start.shape
-    _carried(name, config, parts, tokenizer)
     if start.shape is not None:
         _laid_out(name, config, start.shape)
     prepared = prepare(context, tokenizer, corpus)
@@ -136,7 +137,7 @@ def run(context: Context) -> Mapping[str, Any]:
     )
     shape = ModelConfig.model_validate(plan["model"])
     _laid_out(name, config, shape)
-    describe(plan, shape, len(train.tokens))
+    _announce(context, plan, shape, len(train.tokens), task.lengths(length))
     model = start.model(shape, context.seed)
     model.kernel = plan["kernel"]
     precision: Precision = "bfloat16" if plan["precision"] == "bfloat16" else "float32"
@@ -215,7 +216,7 @@ def run(context: Context) -> Mapping[str, Any]:
             "bits_per_byte_by_source": {
                 name: ratio(bits[rows], sizes[rows]).to_json() for name, rows in heldout.sources().items()
             },
-            "seen": order.seen(batches.before(plan["steps"])),
+            "seen": _seen(context, order, batches, plan["steps"]),
             **(
                 {"copying": copying(model, train.tokens, tokenizer.eos_id, rows=config.copying)}
                 if config.copying
@@ -269,6 +270,22 @@ def _order(
     return MixedOrder(*drawn, config.mixture, batches, plan["steps"])
 
 
+def _announce(
+    context: Context, plan: dict[str, Any], shape: ModelConfig, training_tokens: int, lengths: tuple[float, float]
+) -> None:
+    """The plan and what it needs, printed before the first step. Raises Refused where it cannot fit into memory."""
+    describe(plan, shape, training_tokens)
+    seen = round(sum(lengths) / (2 if shape.has_encoder else 1))  # memory is linear in the mean of both sides
+    sizes = (plan["precision"], plan["kernel"], plan["rows"], min(shape.context_length, seen), size())
+    context.first(lambda: room_for(context.name, Step(shape, context.config, *sizes), free()))
+
+
+def _seen(context: Context, order: Order, batches: Batches, steps: int) -> Seen:
+    """What training read, without what it left out after spikes."""
+    taken = Journal.read(context.out).seen(steps)
+    return seen_in(order, [(batches.before(first), batches.before(end)) for first, end in taken])
+
+
 def _whole(model: Transformer, shape: ModelConfig, ranks: Ranks) -> Transformer | None:
     """The whole model, on the CPU. Of several ranks the first gets it and the others nothing; all must call it."""
     if not ranks.several:
@@ -312,17 +329,6 @@ def continuations(
         blank = len(source) - 1 if layout.blocks else None
         sampling.append(Sampling(room, temperature=0.7, seed=index, decoder_start_ids=starts, blank=blank))
     return [{"prompt": p, "text": c.text} for p, c in zip(prompts, engine.generate(asked, sampling), strict=True)]
-
-
-def _carried(name: str, config: PretrainConfig, shape: Shape | ModelConfig, tokenizer: Tokenizer) -> None:
-    """Refuse what a model that is continued, or a tokenizer, cannot carry."""
-    found = config.misfits(shape.architecture, shape.position)
-    lacking = None if found else missing(
-        config.objective, shape.architecture, config.model.context_length, len(sentinels(tokenizer)),
-        lambda token: tokenizer.find(token) is not None,
-    )  # fmt: skip
-    if found or lacking:
-        raise Refused(f"{name}: {lacking or '; '.join(found)}")
 
 
 def _laid_out(name: str, config: PretrainConfig, shape: ModelConfig) -> None:

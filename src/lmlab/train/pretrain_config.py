@@ -15,20 +15,20 @@ from lmlab.objective.settings import CausalLM, ObjectiveConfig
 from lmlab.trackers import LogTo
 from lmlab.train.live import LiveConfig
 from lmlab.train.measures import NO_NOISE
-from lmlab.train.optimizer import OptimizerConfig
+from lmlab.train.optimizer import OptimizerConfig, OptimizerName
 from lmlab.train.parallel import ParallelConfig
 from lmlab.train.parallel.schedules import bubble_share
 from lmlab.train.plan import Shape
-from lmlab.train.published import PUBLISHED
+from lmlab.train.published import PUBLISHED, settings_of
 from lmlab.train.ramp import RampConfig
-from lmlab.train.schedule import ScheduleConfig
+from lmlab.train.schedule import ScheduleConfig, ScheduleName
 from lmlab.train.stability import SpikeConfig
 
 
 class PretrainOptimizer(OptimizerConfig):
     """As `OptimizerConfig`, with pretraining's own defaults, which stay where only some of them are set."""
 
-    name: Literal["adam", "adamw", "adafactor", "lion", "muon"] = "muon"
+    name: OptimizerName = "muon"
     learning_rate: float = Field(default=1.6e-2, gt=0)
     matrix_learning_rate: float = Field(default=0.02, gt=0)
     weight_decay: float | Literal["lr^2"] = 0.0
@@ -37,7 +37,7 @@ class PretrainOptimizer(OptimizerConfig):
 class PretrainSchedule(ScheduleConfig):
     """As `ScheduleConfig`, with pretraining's own defaults."""
 
-    name: Literal["constant", "linear", "cosine", "inverse-sqrt", "wsd", "manual"] = "wsd"
+    name: ScheduleName = "wsd"
     warmup: float = Field(default=10, ge=0)
     final: float = Field(default=0.0, ge=0, le=1)
     decay_fraction: float = Field(default=0.6, gt=0, le=1)
@@ -147,7 +147,19 @@ class PretrainConfig(Config):
             return given
         if name not in PUBLISHED:
             raise ValueError(f"published: no settings of '{name}'{nearest(str(name), PUBLISHED)}")
-        return under(PUBLISHED[name], given)
+        full, ramp = given.get("batch_tokens"), given.get("batch_ramp")
+        scaled = isinstance(full, int) and not (isinstance(ramp, dict) and "stages" in ramp)
+        return under(settings_of(name, full if scaled else None), given)
+
+    @model_validator(mode="after")
+    def _stages_reach_the_full_size(self) -> PretrainConfig:
+        stages = () if self.batch_ramp is None else self.batch_ramp.stages
+        if stages and stages[-1][1] != self.batch_tokens:
+            raise ValueError(
+                f"batch_ramp.stages end with {stages[-1][1]:,} tokens and batch_tokens, the full size, is "
+                f"{self.batch_tokens:,}: expected the same"
+            )
+        return self
 
     @model_validator(mode="after")
     def _noise_can_be_told(self) -> PretrainConfig:

@@ -1,8 +1,14 @@
 """The optimisation settings of published models by name: the survey's table 5, with what their own papers add.
 
 A setting that a source does not give is left out, and the stage's own default stands. Batches count tokens. Where the survey's
-table and a paper differ, the paper's is taken: PaLM used no dropout in pretraining (2204.02311), T5's final models saw 2^20
-tokens a step (1910.10683; 2^16 is that of its ablations).
+table and a paper differ, the paper's is taken:
+
+* PaLM used no dropout in pretraining (2204.02311); T5's final models saw 2^20 tokens a step (1910.10683; 2^16 is that of its
+  ablations); Gopher's 280B was clipped at 0.25 (2112.11446); OPT decayed linearly to a tenth, and by hand where it had to
+  (2205.01068).
+* "Adam" with a weight decay is AdamW here. GPT-1 and GPT-3 cite decoupled decay (1711.05101), and the Adam of Megatron, with
+  which BLOOM and MT-NLG were trained, decouples by default; of PanGu-alpha and ERNIE 3.0 Titan it is assumed. In the gradient a
+  decay of 0.1 would be far stronger than what they trained with.
 """
 
 from __future__ import annotations
@@ -22,9 +28,10 @@ def _gpt3(rate: float, batch: float, ramp: float = 4e9) -> dict[str, Any]:
     return {
         "batch_tokens": int(batch),
         "batch_ramp": _ramp(32 * K, ramp),
-        "optimizer": {"name": "adam", "learning_rate": rate, **ADAM},
+        "optimizer": {"name": "adamw", "learning_rate": rate, **ADAM},
         "schedule": {**COSINE, "unit": "tokens", "warmup": 375e6, "length": 260e9},
         "clip": 1.0,
+        "precision": "float16",
     }
 
 
@@ -41,6 +48,7 @@ def _palm(*stages: tuple[int, int]) -> dict[str, Any]:
         "schedule": {"name": "inverse-sqrt", "warmup": 0, "offset": 10_000},
         "clip": 1.0,
         "z_loss": 1e-4,
+        "precision": "bfloat16",
     }  # fmt: skip
 
 
@@ -53,6 +61,7 @@ def _opt(rate: float, batch: float, warmup: float = 375e6) -> dict[str, Any]:
         "optimizer": {"name": "adamw", "learning_rate": rate, **ADAM},
         "schedule": schedule,
         "clip": 1.0,
+        "precision": "float16",
         "model": {"dropout": 0.1},
         "spikes": {"policy": "lower"},
     }
@@ -86,7 +95,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "gpt3-6.7b": _gpt3(1.2e-4, 2 * M),
     "gpt3-13b": _gpt3(1e-4, 2 * M),
     "gpt3-175b": _gpt3(6e-5, 3.2e6, 12e9),
-    "pangu-alpha-200b": {"optimizer": {"name": "adam", "learning_rate": 2e-5, "weight_decay": 0.1}},
+    "pangu-alpha-200b": {"optimizer": {"name": "adamw", "learning_rate": 2e-5, "weight_decay": 0.1}},
     "opt-13b": _opt(1e-4, 4 * M),
     "opt-66b": _opt(8e-5, 2 * M),
     "opt-175b": _opt(1.2e-4, 2 * M, 2000),
@@ -95,27 +104,31 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "bloom-176b": {
         "batch_tokens": 4 * M,
         "batch_ramp": _ramp(192 * 2048, 9_765_625 * 2048, 16),
-        "optimizer": {"name": "adam", "learning_rate": 6e-5, **ADAM},
+        "optimizer": {"name": "adamw", "learning_rate": 6e-5, **ADAM},
         "schedule": {**COSINE, "unit": "tokens", "warmup": 375e6, "length": 410e9},
         "clip": 1.0,
+        "precision": "bfloat16",
     },
     "mt-nlg-530b": {
         "batch_tokens": int(3.75 * M),
         "batch_ramp": _ramp(64 * K, 12e9),
-        "optimizer": {"name": "adam", "learning_rate": 5e-5, **ADAM},
+        "optimizer": {"name": "adamw", "learning_rate": 5e-5, **ADAM},
         "schedule": COSINE,
         "clip": 1.0,
+        "precision": "bfloat16",
     },
     "gopher-280b": {
         **_stages((0, 3 * M), (50_000, 6 * M)),
         "optimizer": {"name": "adam", "learning_rate": 4e-5, "weight_decay": 0.0},
         "schedule": {**COSINE, "warmup": 1500},
         "clip": 0.25,
+        "precision": "bfloat16",
     },
     "chinchilla-70b": {
         **_stages((0, int(1.5 * M)), (250_000, 3 * M)),
         "optimizer": {"name": "adamw", "learning_rate": 1e-4},
         "schedule": COSINE,
+        "precision": "bfloat16",
     },
     "galactica-125m": _galactica(6e-4, 0.5e6),
     "galactica-1.3b": _galactica(2e-4, 1e6),
@@ -138,6 +151,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "adamw", "learning_rate": 8e-5, **ADAM},
         "schedule": {**COSINE, "unit": "tokens", "warmup": 0.005},
         "clip": 1.0,
+        "precision": "float16",
         "model": {"dropout": 0.1},
         "embedding_gradient": 0.1,
     },
@@ -147,14 +161,32 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "schedule": {"name": "inverse-sqrt", "warmup": 0, "offset": 10_000},
         "model": {"dropout": 0.1},
     },
-    "ernie-3-titan-260b": {"optimizer": {"name": "adam", "learning_rate": 1e-4, "weight_decay": 0.1}, "clip": 1.0},
-    "pangu-sigma-1t": {"batch_tokens": M // 2, "optimizer": {"name": "adam", "learning_rate": 2e-5}},
+    "ernie-3-titan-260b": {
+        "optimizer": {"name": "adamw", "learning_rate": 1e-4, "weight_decay": 0.1},
+        "clip": 1.0,
+        "precision": "float16",
+    },
+    "pangu-sigma-1t": {
+        "batch_tokens": M // 2,
+        "optimizer": {"name": "adam", "learning_rate": 2e-5},
+        "precision": "float16",
+    },
     "gpt1": {
         "batch_tokens": 64 * 512,
-        "optimizer": {"name": "adam", "learning_rate": 2.5e-4, "betas": [0.9, 0.999], "weight_decay": 0.01},
+        "optimizer": {"name": "adamw", "learning_rate": 2.5e-4, "betas": [0.9, 0.999], "weight_decay": 0.01},
         "schedule": {"name": "cosine", "final": 0.0, "warmup": 2000},
         "model": {"dropout": 0.1},
     },
 }
 """Name -> settings of pretraining. The stages of Gopher's and Chinchilla's batches change at steps that are not published:
 midway is a guess."""
+
+
+def settings_of(name: str, batch_tokens: int | None = None) -> dict[str, Any]:
+    """A published model's settings. With another full size of the batch its stages are so many times smaller or larger."""
+    found = PUBLISHED[name]
+    stages = found.get("batch_ramp", {}).get("stages")
+    if batch_tokens is None or not stages:
+        return found
+    full = stages[-1][1]
+    return {**found, "batch_ramp": {"stages": [[step, max(1, size * batch_tokens // full)] for step, size in stages]}}

@@ -13,13 +13,16 @@ from pydantic import Field, model_validator
 
 from lmlab.config import Config
 
+ScheduleName = Literal["constant", "linear", "cosine", "inverse-sqrt", "wsd", "manual"]
+
 
 class ScheduleConfig(Config):
     """The rate as a fraction of its peak over a run."""
 
-    name: Literal["constant", "linear", "cosine", "inverse-sqrt", "wsd", "manual"] = "cosine"
+    name: ScheduleName = "cosine"
     """wsd: constant after warm-up, then linear over the last `decay_fraction` (2404.06395). inverse-sqrt: the peak until
-    `offset`, then sqrt(offset / n) (T5, PaLM: offset 10,000 steps, no warm-up). manual: by `points`."""
+    `offset`, then sqrt(offset / n), never below `final` (T5, PaLM: offset 10,000 steps, no warm-up). manual: by `points`
+    alone."""
     unit: Literal["steps", "tokens"] = "steps"
     """What progress, warm-up, `offset`, `length` and `points` count. They differ where the batch grows."""
     warmup: float = Field(default=0.01, ge=0)
@@ -28,7 +31,7 @@ class ScheduleConfig(Config):
     """Where the decay ends, in steps or tokens, and the rate stays at its floor (GPT-3: 260e9 of 300e9 tokens); null: at the
     end of the run."""
     final: float = Field(default=0.1, ge=0, le=1)
-    """The floor: the last step's rate as a fraction of the peak."""
+    """The floor: the rate as a fraction of the peak where the decay has ended; of inverse-sqrt the least."""
     decay_fraction: float = Field(default=0.5, gt=0, le=1)
     """wsd only."""
     offset: float = Field(default=10_000, gt=0)
@@ -48,6 +51,13 @@ class ScheduleConfig(Config):
         return self
 
 
+class StepSchedule(ScheduleConfig):
+    """Of a stage that knows how many steps it takes before it knows how many tokens they have."""
+
+    unit: Literal["steps"] = "steps"
+    """What progress, warm-up, `offset`, `length` and `points` count."""
+
+
 def rate(config: ScheduleConfig, done: float, total: float, one: float = 1.0) -> float:
     """Fraction of the peak rate for the step that begins when `done` of `total` are done, in the schedule's unit.
 
@@ -61,7 +71,7 @@ def rate(config: ScheduleConfig, done: float, total: float, one: float = 1.0) ->
     if config.name == "constant":
         return 1.0
     if config.name == "inverse-sqrt":
-        return math.sqrt(config.offset / max(done + one, config.offset))
+        return max(config.final, math.sqrt(config.offset / max(done + one, config.offset)))
     end = total if config.length is None else min(total, config.length)
     if config.name == "wsd":
         warmup = max(warmup, end * (1 - config.decay_fraction))

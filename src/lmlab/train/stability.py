@@ -7,10 +7,12 @@ rate. Gradient norms rise some steps before the loss does (GLM-130B, 2210.02414)
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -90,6 +92,10 @@ class Detector:
         self.in_a_row = given.get("in_a_row", 0)
 
 
+INTERVENTIONS = "interventions.json"
+"""A stage's journal, beside its checkpoints."""
+
+
 class Journal:
     """What was done about spikes: which batches are never seen, and where the rate was lowered.
 
@@ -99,6 +105,12 @@ class Journal:
     def __init__(self, entries: list[dict[str, Any]] | None = None) -> None:
         self.entries = entries or []
 
+    @classmethod
+    def read(cls, folder: Path) -> Journal:
+        """That of a stage, empty where nothing was done."""
+        path = folder / INTERVENTIONS
+        return cls(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
+
     def data_step(self, step: int) -> int:
         """Which batch optimizer step `step` takes: the step-th of those that are not left out."""
         place = step
@@ -106,6 +118,16 @@ class Journal:
             if place >= first:
                 place += last - first + 1
         return place
+
+    def seen(self, steps: int) -> list[tuple[int, int]]:
+        """[first, end) of the batches that the first `steps` optimizer steps take, in order."""
+        found, begin, left = [], 0, steps
+        for first, last in self._left_out():
+            count = min(left, first - begin)
+            found.append((begin, begin + count))
+            begin, left = last + 1, left - count
+        found.append((begin, begin + left))
+        return [(first, end) for first, end in found if first < end]
 
     def _left_out(self) -> list[list[int]]:
         """[first, last] of the batches left out, in order, none touching another."""

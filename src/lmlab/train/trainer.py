@@ -8,7 +8,6 @@ so that accumulation, packing and layout cannot change what is learnt.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import statistics
 import time
@@ -36,7 +35,7 @@ from lmlab.train.parallel.apply import parallelize
 from lmlab.train.parallel.layout import Layout
 from lmlab.train.ramp import Batches
 from lmlab.train.schedule import ScheduleConfig, rate
-from lmlab.train.stability import Detector, Journal, SpikeConfig
+from lmlab.train.stability import INTERVENTIONS, Detector, Journal, SpikeConfig
 from lmlab.train.step import Objective, Source, make_step, matrix_library, pinned
 from lmlab.train.stop import Stop
 
@@ -153,6 +152,8 @@ class _Run:
         """All steps that are left."""
         context, config = self.context, self.config
         step = start = self.restore()
+        with contextlib.suppress(Failed):  # a full disk
+            context.tick(steps=config.steps)  # for whoever looks on
         if start == 0 and self._goes_back and config.steps:
             self.save(0)
         with matrix_library(config.precision), bar(context.name, config.steps, start) as advance, Stop() as stop:
@@ -200,14 +201,13 @@ class _Run:
 
     @property
     def _journal_file(self) -> Path:
-        return self.folder.parent / "interventions.json"
+        return self.folder.parent / INTERVENTIONS
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def restore(self) -> int:
         """Load the newest good checkpoint that no intervention went back behind; the step that follows it, 0 for none."""
-        if self._journal_file.exists():
-            self.journal = Journal(json.loads(self._journal_file.read_text(encoding="utf-8")))
+        self.journal = Journal.read(self.folder.parent)
         more = {} if self.average is None else {"average": self.average.restore}
         wanted = self._outdated
         state = self.checkpoints.restore(self.network, self.optimizers, more, lambda s: not wanted(s))
@@ -344,6 +344,9 @@ class _Run:
             where += f" (its batch is in {place})"
         if spikes.policy == "none":
             raise Failed(f"{where}; the weights are untouched")
+        if spikes.policy == "lower" and self.journal.answered(step):  # a lower rate does not mend a number that is none
+            say(f"{where}: left out, after the rate was lowered for it")
+            return None
         if len(self.journal.entries) >= spikes.most:
             raise Failed(
                 f"{where}, after {spikes.most} interventions (spikes.most): something else is wrong; they are listed in "

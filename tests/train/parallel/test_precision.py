@@ -1,6 +1,5 @@
 """16 bits: float16 with a loss scale that all ranks share, bfloat16 over float32 weights in parts."""
 
-import functools
 import itertools
 import json
 import math
@@ -148,10 +147,17 @@ def test_offloaded_parts_learn_the_same(ranks, tmp_path):
 
         torch.cuda.is_available = lambda: True  # this process ends with the work
         torch.accelerator.current_accelerator = lambda check_available=False: None  # optimizers need not believe it
-        fsdp.CPUOffloadPolicy = functools.partial(fsdp.CPUOffloadPolicy, pin_memory=False)
-        train("dense", tmp_path / "two", ParallelConfig(zero=3, cpu_offload=True), world, steps=4)
+        known, asked = fsdp.CPUOffloadPolicy, []
 
-    ranks(work, 2)
+        def policy():
+            asked.append(True)
+            return known(pin_memory=False)
+
+        fsdp.CPUOffloadPolicy = policy
+        train("dense", tmp_path / "two", ParallelConfig(zero=3, cpu_offload=True), world, steps=4)
+        return len(asked)
+
+    assert ranks(work, 2) == [1, 1], "it was asked for"
     assert apart(curve(tmp_path / "two"), curve(tmp_path / "one")) < 1e-8
 
 

@@ -45,6 +45,14 @@ def test_depth_and_rows_follow_from_few():
     assert derived.forward == pytest.approx(many.forward, rel=0.02)
 
 
+def test_what_is_computed_again_is_not_held():
+    """Of each further block: all of its activations; all but its attention's; its input alone (2205.05198)."""
+    held = {r: activations(SMALL, 6, 128, "float32", r, "math").block.forward for r in ("none", "selective", "full")}
+    stream, scores = 4 * 6 * 128 * 64, 4 * 6 * 4 * 128 * 128
+    assert held["full"] == pytest.approx(stream, rel=0.1)
+    assert held["none"] - held["selective"] > scores and held["selective"] > 3 * stream
+
+
 def test_states_by_optimizer():
     numbers = {
         name: states(OptimizerConfig(name=name), 100, 10) for name in ("adamw", "adam", "lion", "muon", "adafactor")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -30,7 +30,7 @@ from lmlab.run import Context, Input, StageKind, folder_atomic, write_atomic, wr
 from lmlab.text.task_inputs import TASK_TOKENS, Example, Task, TaskInputs
 from lmlab.text.tokenizer import Tokenizer, extended
 from lmlab.train.optimizer import OptimizerConfig
-from lmlab.train.schedule import ScheduleConfig
+from lmlab.train.schedule import ScheduleName, StepSchedule
 from lmlab.train.trainer import TrainConfig, fit
 
 
@@ -41,10 +41,10 @@ class FinetuneOptimizer(OptimizerConfig):
     weight_decay: float = Field(default=0.01, ge=0)
 
 
-class FinetuneSchedule(ScheduleConfig):
-    """As `ScheduleConfig`, with GPT-1's: linear to 0 after a short warm-up."""
+class FinetuneSchedule(StepSchedule):
+    """As `StepSchedule`, with GPT-1's: linear to 0 after a short warm-up."""
 
-    name: Literal["constant", "linear", "cosine", "wsd"] = "linear"
+    name: ScheduleName = "linear"
     warmup: float = Field(default=0.002, ge=0)
     """Below 1 a share of the steps, else steps."""
     final: float = Field(default=0.0, ge=0, le=1)

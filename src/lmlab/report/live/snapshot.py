@@ -51,8 +51,8 @@ def snapshot(run_dir: Path) -> dict[str, Any]:
 
 def _stage(folder: Path, listed: Mapping[str, Any]) -> dict[str, Any]:
     rows = _by_step(read_jsonl(folder / "metrics.jsonl"), read_jsonl(folder / "heldout.jsonl"))
-    last = max(rows, default=-1)
-    steps = _read(folder / "plan.json").get("steps")
+    last, interventions = max(rows, default=-1), _read_list(folder / "interventions.json")
+    steps = _read(folder / "state.json").get("steps", _read(folder / "plan.json").get("steps"))
     return {
         "name": folder.name,
         "status": listed.get("status", "running"),
@@ -65,10 +65,18 @@ def _stage(folder: Path, listed: Mapping[str, Any]) -> dict[str, Any]:
             for key, title, unit in CURVES
             if len(points := [_point(step, row, key) for step, row in rows.items() if _is_number(row.get(key))]) > 1
         ],
-        "spikes": [step for step, row in rows.items() if row.get("spike") or row.get("skipped")][-200:],
-        "interventions": _read_list(folder / "interventions.json"),
+        "spikes": _spikes(rows, interventions)[-200:],
+        "interventions": interventions,
         "samples": read_jsonl(folder / "samples.jsonl")[-4:] or _final_samples(folder),
     }
+
+
+def _spikes(rows: Mapping[int, Mapping[str, Any]], interventions: Iterable[Any]) -> list[int]:
+    """Steps of spikes: those that the log marks, and those that were taken back, of which it knows nothing any more."""
+    answered = {
+        entry["step"] for entry in interventions if isinstance(entry, dict) and isinstance(entry.get("step"), int)
+    }
+    return sorted(answered | {step for step, row in rows.items() if row.get("spike")})
 
 
 def _by_step(*files: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:

@@ -18,6 +18,7 @@ from lmlab.train.parallel.experts import divide_experts, shard_experts
 from lmlab.train.parallel.layout import Layout
 from lmlab.train.parallel.stages import keep
 from lmlab.train.parallel.tensor import cut_network
+from lmlab.train.sharded import is_part
 from lmlab.train.step import HALVES
 
 
@@ -48,11 +49,20 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False, prec
     _recompute(network, layout.config.recompute)
     if compiled:
         quiet_compiling()
+        _await_embedding(network)
         for block in blocks_of(network):
             block.compile()
     if layout.sharded:
         _shard(network, layout, precision)
     return network
+
+
+def _await_embedding(network: nn.Module) -> None:
+    """An embedding cut by rows gives a tensor that is still on its way (torch's AsyncCollectiveTensor). Taken into a compiled
+    block it leaves the graph, with an error or, worse, with none and an embedding that learns nothing; a copy is plain."""
+    for module in network.modules():
+        if isinstance(module, Transformer) and module.embedding is not None and is_part(module.embedding.weight):
+            module.embedding.register_forward_hook(lambda _, __, x: x.clone())
 
 
 def _recompute(network: nn.Module, what: str) -> None:
