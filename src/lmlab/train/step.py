@@ -30,8 +30,8 @@ Source = Callable[[int], list[Any]]
 checkpoint may be taken before this step) and `state() / restore(state)` (plain values kept with a checkpoint)."""
 
 
-HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-"""The precisions that are types of 16 bits."""
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.bfloat16}
+"""The precisions that multiply in types of 16 bits; float8 what it does not multiply in 8 (parallel/eight_bits.py)."""
 
 
 def autocast(name: str, device: str = "cpu") -> torch.autocast:
