@@ -144,12 +144,10 @@ def test_numbers_that_are_none_come_out_as_such(bad, where):
     x.requires_grad_(), weight.requires_grad_()
     made = linear(x, weight)
     made.backward(gradient.bfloat16())
-    if where == "gradient":
-        assert made.isfinite().all()
-    else:
+    for name, found in {"gradient": made, "weight": weight.grad, "x": x.grad}.items():
+        assert found.isfinite().all() == (name == where)  # what is made without it
+    if where != "gradient":
         assert not made[3].isfinite().any() if where == "x" else not made[:, 3].isfinite().any()
-    for each in (x.grad, weight.grad):
-        assert not each.isfinite().all()
 
 
 def test_only_what_is_asked_for_is_multiplied():
@@ -162,19 +160,29 @@ def test_only_what_is_asked_for_is_multiplied():
     assert x.grad is None and weight.grad is not None
 
 
-def test_a_gpu_takes_every_product():
-    """torch's own checks of a GPU's layouts and sizes, on tensors that pretend to be there: rows of odd number, biases."""
+def on_a_gpu(a, a_scale, b, b_scale, dtype=torch.bfloat16):
+    """torch's own checks of what a GPU takes (sizes, rows and columns, formats), on tensors that pretend to be there."""
     with FakeTensorMode():
-        for rows in (1, 7, 48):
-            x = torch.empty(rows, 32, device="cuda", requires_grad=True)
-            weight = torch.empty(64, 32, device="cuda", requires_grad=True)
-            made = linear(x, weight, torch.empty(64, device="cuda"))
-            made.backward(torch.empty(rows, 64, device="cuda", dtype=torch.bfloat16))
-            assert x.grad.shape == (rows, 32) and weight.grad.shape == (64, 32)
-            assert weight.grad.dtype == torch.float32
-        a, scale = torch.empty(16, 24, device="cuda", dtype=VALUES), torch.empty((), device="cuda")
-        with pytest.raises(RuntimeError, match="16"):  # so there is a check
-            product(a, scale, torch.empty(32, 24, device="cuda", dtype=VALUES).t(), scale)
+        there = [
+            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda") for x in (a, a_scale, b, b_scale)
+        ]
+        assert product(*there, dtype).dtype == dtype
+
+
+@pytest.mark.parametrize("rows", [1, 7, 48])
+def test_a_gpu_takes_every_product(monkeypatch, rows):
+    given = []
+    monkeypatch.setattr(float8, "product", lambda *each: given.append(each) or product(*each))
+    x, weight = torch.randn(rows, 32, requires_grad=True), torch.randn(64, 32, requires_grad=True)
+    linear(x, weight, torch.zeros(64)).sum().backward()
+    assert [(each[0].dtype, each[2].dtype) for each in given] == [(VALUES, VALUES), *[(GRADIENTS, VALUES)] * 2]
+    for each in given:
+        on_a_gpu(*each)
+    a, a_scale, b, b_scale = given[0]
+    with pytest.raises(RuntimeError, match="col_major"):  # so there are checks
+        on_a_gpu(a, a_scale, b.contiguous(), b_scale)
+    with pytest.raises(RuntimeError, match="divisible by 16"):
+        on_a_gpu(a[:, :24].contiguous(), a_scale, b[:24].t().contiguous().t(), b_scale)
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ def test_sizes_that_the_hardware_does_not_take_stay_and_are_named():
     assert eights(network) == {f"blocks.{n}.attention.{name}" for n in (0, 1) for name in ("q", "out")}
     assert "4 matrices" in said and "10 stay in bfloat16" in said
     assert "blocks.0.attention.k (24 x 64)" in said
-    with pytest.raises(Refused, match=r"multiples of 16: expected bfloat16 \(found blocks.0.attention.q \(20 x 20\)\)"):
-        to_float8(Transformer(ModelConfig(**{**SHAPE, "d_model": 20, "d_ff": 40})))
+    with pytest.raises(Refused, match=r"multiples of 16: expected bfloat16 \(found blocks.0.attention.q \(24 x 24\)\)"):
+        to_float8(Transformer(ModelConfig(**{**SHAPE, "d_model": 24, "d_ff": 40})))
 
 
 def test_evaluating_is_bfloat16s():
@@ -101,33 +101,37 @@ def test_it_learns_as_bfloat16_does(allowed, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", WIDE)
 @pytest.mark.parametrize("parallel", [{}, {"zero": 2}, {"zero": 3, "recompute": "full"}, {"tensor": 2}], ids=str)
-def test_first_gradients_of_layouts_are_one_processs(allowed, ranks, kind, parallel):
-    """A matrix in parts has scales of its own, which as powers of two change nothing but what underflows."""
+def test_gradients_of_layouts_are_as_near_to_float32s_as_one_processs(allowed, ranks, kind, parallel):
+    """The first step's. Layouts round to bfloat16 elsewhere, after which each rounding to float8 may fall the other way: they
+    are as far from each other as from float32, and no farther from that. Rows divided alone change next to nothing."""
 
-    def of(layout):
+    def of(layout, precision="float8"):
         network, objective = network_of(kind, torch.float32).train(), objective_of(kind)
-        parallelize(network, layout, False, "float8")
+        parallelize(network, layout, False, precision)
         batches = [layout.cut(batch) for batch in source_of(kind, layout.share)(0)]
-        found = make_step(network, objective, layout, "float8")(batches)
+        found = make_step(network, objective, layout, precision)(batches)
         layout.finish(network)
         own = {name: whole(p.grad).float() for name, p in network.named_parameters() if p.grad is not None}
         return found["loss"], layout.together(own), len(eights(network))
 
     def work(world):
-        found = {}
-        wanted_loss, wanted, count = of(Layout())
+        exact_loss, exact, _ = of(Layout(), "float32")
+        loss, one, count = of(Layout())
+        found = {"one": (abs(loss - exact_loss) / exact_loss, furthest(one, exact), 0.0)}
         layouts = [{"sequence": False}, {"sequence": True}] if "tensor" in parallel else [{}]
         layouts += [{"expert": 2}] if kind == "wide-experts" and "tensor" not in parallel else []
         for more in layouts:
             loss, own, here = of(Layout(ParallelConfig(**parallel, **more), world, model_of(kind)))
             assert here == count
-            found[str(more)] = (abs(loss - wanted_loss) / wanted_loss, furthest(own, wanted))
+            found[str(more)] = (abs(loss - exact_loss) / exact_loss, furthest(own, exact), furthest(own, one))
         return found
 
     for found in ranks(work, 2):
         print(kind, parallel, found)
-        for loss, gradient in found.values():
-            assert loss < 1e-3 and gradient < 0.03
+        _, own, _ = found.pop("one")
+        assert 0.02 < own < 0.5  # experts: a router may choose another one
+        for loss, gradient, between in found.values():
+            assert loss < 1e-3 and gradient < 1.3 * own and between < (1.5 * own if parallel else 0.01)
 
 
 def test_curves_of_layouts_stay_near_one_processs(allowed, ranks, tmp_path):
