@@ -25,7 +25,7 @@ from lmlab.errors import Failed, Refused, nearest
 from lmlab.grid import ArmsFailed, Grid, key_of
 from lmlab.progress import say
 from lmlab.ranks import Board, together
-from lmlab.run import Input, RunDirectory, StageKind, follow, write_atomic
+from lmlab.run import Input, RunDirectory, StageKind, finished, follow, write_atomic
 
 __all__ = ["KINDS", "ArmsFailed", "Recipe", "Step", "check", "kind", "load", "loads", "parsed", "run", "shipped"]
 
@@ -279,25 +279,40 @@ def _run(
     fresh: bool,
     board: Board | None,
 ) -> None:
-    names = [step.name for step in next(iter(recipe.arms.values()))]
     grid = Grid(out, list(recipe.arms), recipe.seeds)
+    chosen = {arm: _chosen(steps, until, only, needs_of) for arm, steps in recipe.arms.items()}
+    _lacking(recipe, grid, chosen, fresh)
     _fetch(recipe)
     with RunDirectory(out):
         write_atomic(out / "recipe.yaml", dump(recipe.resolved))
         grid.write()
     for arm, seed, place in grid.runs():
-        steps = recipe.arms[arm]
         if not grid.single:
             say(f"arm {arm or 'run'}, seed {seed}")
         with RunDirectory(place, board) as directory, grid.others_go_on(arm, seed):
-            chosen = _needed(steps, needs_of) if needs_of else set(names)
-            remade = {only or needs_of} if only or needs_of else set(names)
-            for step in steps:
-                if step.name in chosen and (only is None or step.name == only):
-                    _run_step(directory, step, seed, grid, fresh=fresh and step.name in remade)
-                if step.name == until:
-                    break
+            for step in chosen[arm]:
+                _run_step(directory, step, seed, grid, fresh=fresh and step.name == (only or needs_of or step.name))
     grid.finish()
+
+
+def _chosen(steps: list[Step], until: str | None, only: str | None, needs_of: str | None) -> list[Step]:
+    """What is asked for of an arm, in its order."""
+    names = [step.name for step in steps]
+    wanted = {only} if only else _needed(steps, needs_of) if needs_of else set(names)
+    last = names.index(until) + 1 if until in names else len(names)
+    return [step for step in steps[:last] if step.name in wanted]
+
+
+def _lacking(recipe: Recipe, grid: Grid, chosen: Mapping[str, list[Step]], fresh: bool) -> None:
+    """Raises Refused where this machine lacks something for a stage that is not finished."""
+    problems = [
+        f"{recipe.name}: {step.name}: {problem}"
+        for arm, _, place in grid.runs()
+        for step in chosen[arm]
+        if (fresh or not finished(place / step.name)) and (problem := step.spec.here(step.config)) is not None
+    ]
+    if problems:
+        raise Refused("\n".join(dict.fromkeys(problems)))
 
 
 def _run_step(directory: RunDirectory, step: Step, seed: int, grid: Grid, *, fresh: bool) -> None:

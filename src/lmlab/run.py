@@ -102,8 +102,9 @@ class StageKind:
     `version` changes whenever the code would make something else of the same settings. `sources` lists files or folders
     outside the run whose names, sizes and times belong to the fingerprint. `check` is asked when the recipe is read: given
     the settings and, for each role that is filled, those of the stage that fills it (or the path, or MODEL, as the recipe
-    has it), it says what cannot be, or None. Of several processes all run a stage that is `distributed`, and rank 0 alone
-    any other. `logs`: names of files that say how the work went and are no part of what was made.
+    has it), it says what cannot be, or None. `here` is asked before a recipe is run, and not where it is only planned or a
+    script is written: what this machine lacks for the settings, or None. Of several processes all run a stage that is
+    `distributed`, and rank 0 alone any other. `logs`: names of files that say how the work went and are no part of what was made.
     """
 
     config: type[Config]
@@ -113,6 +114,7 @@ class StageKind:
     seeded: bool = True
     sources: Callable[[Any], list[Path]] = field(default=lambda config: [])
     check: Callable[[Any, Mapping[str, Any]], str | None] = field(default=lambda config, fillers: None)
+    here: Callable[[Any], str | None] = field(default=lambda config: None)
     distributed: bool = False
     logs: frozenset[str] = frozenset()
 

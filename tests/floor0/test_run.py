@@ -1,5 +1,6 @@
 """The run directory: done is skipped, cut off resumes, finished is never overwritten, one writer, arms share."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -71,6 +72,26 @@ def test_settings_apart_are_left_out_wherever_they_are(tmp_path):
         "number": 1, "die": "", "fail": False, "engine": {"batch": 8}, "engines": {"a": [{"batch": 8}, {"batch": 2}]},
     }  # fmt: skip
     assert config.essence_of(config.model_dump(mode="json")) == essence
+
+
+def test_what_the_machine_lacks_for_a_stage_is_said_before_any_work(tmp_path, monkeypatch):
+    """Where the stage is to be made: not where it is finished, not asked for, or only read."""
+    lacking = dataclasses.replace(toy.MAKE, here=lambda config: "needs a GPU" if config.number == 2 else None)
+    kinds = {"make": lacking, "add": toy.ADD}
+    monkeypatch.setattr(recipe, "kind", kinds.__getitem__)
+    with pytest.raises(Refused, match="^toy: two: needs a GPU$"):
+        go(tmp_path)
+    assert not (tmp_path / "run").exists()
+    go(tmp_path, until="one")
+    with pytest.raises(Refused, match="^toy: two: needs a GPU$"):
+        go(tmp_path, needs_of="add")
+    monkeypatch.setattr(recipe, "kind", {"make": toy.MAKE, "add": toy.ADD}.__getitem__)
+    go(tmp_path, until="two")  # on a machine that has it
+    monkeypatch.setattr(recipe, "kind", kinds.__getitem__)
+    go(tmp_path)
+    assert log(tmp_path) == ["one", "two", "add"]
+    with pytest.raises(Refused, match="needs a GPU"):
+        go(tmp_path, fresh=True)
 
 
 def test_a_stage_that_died_resumes_with_its_plan(tmp_path):

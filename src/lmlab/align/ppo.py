@@ -34,7 +34,9 @@ from lmlab.progress import say
 from lmlab.run import Context, Input, StageKind, folder_atomic, write_json
 from lmlab.text.chat import Renderer
 from lmlab.text.tokenizer import Tokenizer
+from lmlab.train.float8 import lacking
 from lmlab.train.optimizer import OptimizerConfig
+from lmlab.train.parallel.world import CPU
 from lmlab.train.schedule import ScheduleName, StepSchedule
 from lmlab.train.step import accumulate, make_forward, matrix_library
 from lmlab.train.trainer import TrainConfig, fit
@@ -264,6 +266,7 @@ def _plan(config: PPOConfig, network: ActorCritic, objective: PPOObjective, roll
 STAGE = StageKind(
     config=PPOConfig,
     run=run,
+    here=lambda config: lacking(config.train.precision, CPU),
     inputs=(
         Input("model", ("sft", "pretrain"), model=True),
         Input("reward", ("reward",)),

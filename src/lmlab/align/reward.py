@@ -31,7 +31,9 @@ from lmlab.progress import say
 from lmlab.run import Context, Input, StageKind, folder_atomic, write_json
 from lmlab.text.chat import Renderer
 from lmlab.text.tokenizer import Tokenizer
+from lmlab.train.float8 import lacking
 from lmlab.train.optimizer import OptimizerConfig
+from lmlab.train.parallel.world import CPU
 from lmlab.train.schedule import ScheduleName, StepSchedule
 from lmlab.train.trainer import TrainConfig, fit
 
@@ -251,5 +253,6 @@ def _counts(rows: Sequence[Ranked], useful: Mapping[str, Sequence[Ranked]]) -> d
 STAGE = StageKind(
     config=RewardConfig,
     run=run,
+    here=lambda config: lacking(config.train.precision, CPU),
     inputs=(Input("model", ("sft", "pretrain", "ppo"), model=True), Input("corpus", ("corpus",), required=False)),
 )

@@ -180,12 +180,15 @@ def _meaning(found: Mapping[str, Any]) -> list[str]:
             f"- the demo does not fit: not enough {' and '.join(says['missing'])} (memory: {_size(DEMO_MEMORY)})"
         )
     if found["gpus"]:
+        eight = all(card.get("float8") for card in found["gpus"])
         lines.append(
-            f"- the GPU's precision would be {says['gpu_precision']}; the stages of this version run on the CPU"
+            f"- the GPU's precision would be {says['gpu_precision']}{', and float8 where that is asked for' if eight else ''}; "
+            "pretraining runs on it, the other stages of this version on the CPU"
         )
     else:
         lines.append(
             "- on a GPU node: bfloat16 products with float32 sums from compute capability 8.0 (A100) on, float32 "
-            "below; the stages of this version run on the CPU"
+            "below, float8 where it is asked for from 8.9 (L40S, H100) on; pretraining runs there, the other stages of this "
+            "version on the CPU"
         )
     return lines

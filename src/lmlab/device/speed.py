@@ -9,8 +9,8 @@ PRECISIONS = ("float32", "float32-onednn", "bfloat16")
 
 
 def gpus() -> list[dict[str, Any]] | None:
-    """The GPUs that torch can use: name, memory in bytes, compute capability, whether bfloat16 is native. None where
-    torch is missing."""
+    """The GPUs that torch can use: name, memory in bytes, compute capability, whether bfloat16 and the float8 of
+    2209.05433 (AMD's before MI350 is another) are native. None where torch is missing."""
     try:
         import torch
     except ImportError:
@@ -27,6 +27,7 @@ def gpus() -> list[dict[str, Any]] | None:
                 "memory": properties.total_memory,
                 "capability": f"{capability[0]}.{capability[1]}",
                 "bfloat16": capability >= (8, 0),
+                "float8": capability >= (8, 9) and torch.version.hip is None,
             }
         )
     return found

@@ -29,7 +29,9 @@ from lmlab.run import Context, Input, StageKind, folder_atomic, write_json
 from lmlab.text.chat import Renderer
 from lmlab.text.tokenizer import Tokenizer
 from lmlab.train.fastest import PRECISIONS
+from lmlab.train.float8 import lacking
 from lmlab.train.optimizer import OptimizerConfig, OptimizerName, make_optimizers
+from lmlab.train.parallel.world import CPU
 from lmlab.train.schedule import ScheduleName, StepSchedule
 from lmlab.train.step import accumulate, make_forward, matrix_library
 from lmlab.train.trainer import TrainConfig, fit
@@ -301,5 +303,6 @@ def _samples(before: Sequence[Judged], after: Sequence[Judged], count: int) -> l
 STAGE = StageKind(
     config=SftConfig,
     run=run,
+    here=lambda config: lacking(config.train.precision, CPU),
     inputs=(Input("model", ("pretrain", "sft", "ppo"), model=True), Input("corpus", ("corpus",), required=False)),
 )

@@ -100,21 +100,32 @@ def flops(c: ModelConfig, source: float, target: float, length: int) -> float:
     return source * encoder + target * decoder if c.has_encoder else (source + target) * decoder
 
 
-def _flops_by_stack(c: ModelConfig, length: int) -> tuple[float, float]:
-    """FLOPs of a token of the source (0 without an encoder) and of one of the target, which has all of
-    cross-attention."""
+def flops_in_blocks(c: ModelConfig, source: float, target: float) -> float:
+    """Of those FLOPs, the ones in the weights of blocks: attention's projections, feed-forward layers, experts (and routers)."""
+    encoder, decoder = _weights_by_stack(c)
+    return 6 * (source * encoder + target * decoder if c.has_encoder else (source + target) * decoder)
+
+
+def _weights_by_stack(c: ModelConfig) -> tuple[int, int]:
+    """Parameters in matrices of blocks that a token of the source (0 without an encoder) and one of the target uses."""
     parts = parameters(c)
     idle = parts["total"] - parts["active"]
     encoder_idle = _stack(c, encoder=True)["idle"] if c.has_encoder else 0
     matrices = sum(parts[name] for name in ("attention", "cross_attention", "feed_forward", "router"))
-    matrices -= idle - encoder_idle
+    return parts["encoder"] - encoder_idle, matrices - (idle - encoder_idle)
+
+
+def _flops_by_stack(c: ModelConfig, length: int) -> tuple[float, float]:
+    """FLOPs of a token of the source (0 without an encoder) and of one of the target, which has all of
+    cross-attention."""
+    encoder_matrices, matrices = _weights_by_stack(c)
     matrices += c.vocab_size * c.hidden_width + (2 * c.d_model * c.embedding_dim if c.embedding_dim else 0)
     s = c.sizes()
     scores = s.heads * s.head_dim * sum(c.pattern(layer).keys(length) for layer in range(s.layers))
     if not c.has_encoder:
         return 0.0, 6 * matrices + 12 * scores
     e = c.sizes(encoder=True)
-    encoder = 6 * (parts["encoder"] - encoder_idle) + 12 * e.layers * e.heads * e.head_dim * length
+    encoder = 6 * encoder_matrices + 12 * e.layers * e.heads * e.head_dim * length
     return encoder, 6 * matrices + 12 * (scores + s.layers * s.heads * s.head_dim * length)
 
 

@@ -90,6 +90,10 @@ class Experts(nn.Module):
         names = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
         return {name: getattr(self, name) for name in names}
 
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """One expert's product. May be replaced where it is made in another precision."""
+        return F.linear(x, weight, bias)
+
     def forward(self, x_ND: Tensor, sizes: list[int]) -> Tensor:
         """Rows of which the first `sizes[0]` go through the first expert, the next `sizes[1]` through the second, ..."""
         held = self.weights()
@@ -98,7 +102,7 @@ class Experts(nn.Module):
             def linear(x: Tensor, name: str) -> Tensor:
                 weight, bias = held[name], held[f"{name}_bias"]
                 assert weight is not None
-                return F.linear(x, weight[number], None if bias is None else bias[number])
+                return self.linear(x, weight[number], None if bias is None else bias[number])
 
             up = linear(x, "up")
             inner = self.activation(up) if self.gate is None else self.activation(linear(x, "gate")) * up

@@ -15,6 +15,7 @@ from lmlab.model.kernels import Kernel
 from lmlab.model.transformer import Transformer
 from lmlab.objective.batch import Batch
 from lmlab.objective.language_model import LanguageModel
+from lmlab.train.parallel.eight_bits import from_float8, to_float8
 from lmlab.train.parallel.layout import Layout
 from lmlab.train.parallel.world import World, device_here
 from lmlab.train.step import accumulate, make_forward, matrix_library
@@ -50,6 +51,8 @@ def measure(
     for precision in precisions:
         for kernel in kernels:
             network.kernel = cast(Kernel, kernel)
+            if precision == "float8":
+                to_float8(network)
             with matrix_library(precision):
                 accumulate(forward, objective, [batch], precision, layout=layout)
                 best, end = float("inf"), time.monotonic() + seconds
@@ -58,6 +61,7 @@ def measure(
                     accumulate(forward, objective, [batch], precision, layout=layout)
                     best = min(best, time.perf_counter() - begun)
             network.zero_grad(set_to_none=True)
+            from_float8(network)
             table.append({"precision": precision, "kernel": kernel, "tokens_per_second": rows * length / best})
     return sorted(table, key=lambda row: -row["tokens_per_second"])
 

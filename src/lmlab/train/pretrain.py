@@ -32,6 +32,7 @@ from lmlab.ranks import size
 from lmlab.run import Context, Input, StageKind, write_json
 from lmlab.text.stage import TokenizerConfig
 from lmlab.text.tokenizer import Tokenizer
+from lmlab.train import float8
 from lmlab.train.checkpoint import gathered
 from lmlab.train.copying import copying
 from lmlab.train.data import ExampleWindows, PackedWindows
@@ -41,6 +42,7 @@ from lmlab.train.live import HELDOUT, SAMPLES, Live, Some
 from lmlab.train.order import EpochOrder, MixedOrder, Order, Seen, seen_in
 from lmlab.train.parallel import Layout as Ranks
 from lmlab.train.parallel import join, misfits
+from lmlab.train.parallel.world import device_here
 from lmlab.train.plan import make_plan, shape_of_width
 from lmlab.train.pretrain_config import PretrainConfig
 from lmlab.train.ramp import Batches
@@ -140,7 +142,7 @@ def run(context: Context) -> Mapping[str, Any]:
     _announce(context, plan, shape, len(train.tokens), task.lengths(length))
     model = start.model(shape, context.seed)
     model.kernel = plan["kernel"]
-    precision: Precision = "bfloat16" if plan["precision"] == "bfloat16" else "float32"
+    precision: Precision = "bfloat16" if plan["precision"] in ("bfloat16", "float8") else "float32"
     texts = Heldout(heldout, tokenizer, corpus, piece_tokens(task, layout))
     measured = (model, task, layout, precision)
     scores: dict[str, Any] = {}
@@ -384,6 +386,7 @@ STAGE = StageKind(
         Input("model", LANGUAGE_MODEL_STAGES, required=False, model=True, named=True),
     ),
     check=_check,
+    here=lambda config: float8.lacking(config.precision, device_here()),
     distributed=True,
     logs=frozenset({HELDOUT, SAMPLES}),
 )

@@ -31,8 +31,8 @@ checkpoint may be taken before this step) and `state() / restore(state)` (plain 
 true where nothing but the step decides, so that another thread may make the following step's beforehand."""
 
 
-HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-"""The precisions that are types of 16 bits."""
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float8": torch.bfloat16}
+"""The precisions that multiply in types of 16 bits; float8 what it does not multiply in 8 (parallel/eight_bits.py)."""
 
 
 def autocast(name: str, device: str = "cpu") -> torch.autocast:

@@ -32,6 +32,7 @@ from lmlab.train.loss_scale import LossScale
 from lmlab.train.measures import NoiseScale, layer_norms
 from lmlab.train.optimizer import OptimizerConfig, clip, make_optimizers, set_rate
 from lmlab.train.parallel.apply import parallelize
+from lmlab.train.parallel.eight_bits import from_float8
 from lmlab.train.parallel.layout import Layout
 from lmlab.train.ramp import Batches
 from lmlab.train.schedule import ScheduleConfig, rate
@@ -51,9 +52,10 @@ class TrainConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
-    precision: Literal["float32", "float32-onednn", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "float32-onednn", "bfloat16", "float16", "float8"] = "float32"
     """bfloat16, float16: matrix products in these, weights and sums in float32 (autocast); float16 scales the loss.
-    float32-onednn: float32 products through oneDNN, the faster library on some processors."""
+    float32-onednn: float32 products through oneDNN, the faster library on some processors. float8: the matrices of blocks in
+    8 bits, the rest as bfloat16; only on GPUs that have it."""
     loss_scale: float = Field(default=65536.0, gt=0)
     """float16: the scale that is begun with; it is halved and doubled as gradients overflow or do not."""
     compile: bool = False
@@ -194,6 +196,7 @@ class _Run:
         self.ahead.close()
         for hook in self.hooks:
             hook.remove()
+        from_float8(self.network)
 
     @property
     def _goes_back(self) -> bool:

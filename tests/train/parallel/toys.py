@@ -52,6 +52,15 @@ DEEP["biased"] = DEEP["deep-dense"].model_copy(
     update={"layers": 2, "encoder_layers": 3, "architecture": "encoder-decoder", "position": "relative-bias"}
 )
 """Enough blocks for several stages a rank. `biased`: tables of positions that blocks share, a stage with both stacks."""
+WIDE = {
+    "wide-dense": ModelConfig(
+        **{**SHAPE, "d_model": 64}, kv_heads=2, qk_norm=True, bias=True, norm="layernorm", norm_bias=True
+    ),
+    "wide-experts": ModelConfig(
+        **{**SHAPE, "d_model": 64}, tie_embeddings=False, moe=MoEConfig(experts=4, top_k=2, every=1, z_loss=1e-3)
+    ),
+}
+"""Of which halves of every matrix still have sizes that are multiples of 16."""
 
 
 TRAINED: dict[str, tuple[ModelConfig, Task, LanguageModel]] = {
@@ -84,7 +93,7 @@ def objective_of(kind: str) -> LanguageModel:
 
 
 def model_of(kind: str) -> ModelConfig:
-    return TRAINED[kind][0] if kind in TRAINED else (MODELS | DEEP)[kind]
+    return TRAINED[kind][0] if kind in TRAINED else (MODELS | DEEP | WIDE)[kind]
 
 
 RAMP = Batches(ROWS, LENGTH, RampConfig(stages=((0, 4 * LENGTH), (2, ROWS * LENGTH)), learning_rate="sqrt"))

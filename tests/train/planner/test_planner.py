@@ -14,11 +14,12 @@ from lmlab.cli import app
 from lmlab.device import hardware
 from lmlab.errors import Refused
 from lmlab.model.config import ModelConfig
+from lmlab.model.count import flops_in_blocks
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.planner.choose import ROOM, Work, consider
 from lmlab.train.planner.memory import Degrees, cut, memory_of, states
 from lmlab.train.planner.plan import describe, make
-from lmlab.train.planner.time import ring, step_of
+from lmlab.train.planner.time import peak_of, ring, step_of
 from lmlab.train.planner.traced import _traced, activations
 
 RECIPE = """
@@ -98,6 +99,29 @@ def test_times_by_hand():
         utilisation=0.5,
     )
     assert again.seconds == pytest.approx(2.0 * 4 / 3)
+
+
+def test_float8s_peak_is_that_of_blocks_matrices():
+    """By hand: their share of the FLOPs at its peak, the head and attention at bfloat16's."""
+    whole, blocks = SMALL.flops(0, 100, 128), flops_in_blocks(SMALL, 0, 100)
+    head, scores = 6 * 64 * 256, 12 * 5 * 64 * 128
+    assert whole == blocks + 100 * (head + scores)
+    seconds = blocks / 1978.9e12 + 100 * (head + scores) / 989.4e12
+    assert peak_of(SMALL, 128, H100, "float8") == pytest.approx(whole / seconds)
+    assert peak_of(SMALL, 128, H100, "bfloat16") == H100.peak["bfloat16"]
+    both = ModelConfig(**SMALL.model_dump() | {"architecture": "encoder-decoder"})
+    assert H100.peak["bfloat16"] < peak_of(both, 128, H100, "float8") < H100.peak["float8"]
+
+
+def test_activations_of_float8_are_smaller_than_those_of_bfloat16():
+    """Inputs of matrices are kept in one byte instead of two, and no copy of a weight is. What goes into `out` is kept by
+    attention in two anyway. A scale is four bytes."""
+    sizes = {"layers": 5, "d_model": 64, "heads": 4, "vocab_size": 256, "context_length": 128, "d_ff": 192}
+    shape, rows = ModelConfig(**sizes), 8
+    eight, half = (activations(shape, rows, 128, name, "none", "sdpa").block for name in ("float8", "bfloat16"))
+    tokens, weights = rows * 128, 4 * 64 * 64 + 3 * 64 * 192
+    inputs = 5 * 64 + 192 - 64  # of q, k, v, gate, up; of down; of out
+    assert half.forward - eight.forward == tokens * inputs + 2 * weights - 7 * 4
 
 
 def test_what_is_chosen_fits_and_is_the_fastest():

@@ -29,7 +29,9 @@ from lmlab.progress import say
 from lmlab.run import Context, Input, StageKind, folder_atomic, write_atomic, write_json
 from lmlab.text.task_inputs import TASK_TOKENS, Example, Task, TaskInputs
 from lmlab.text.tokenizer import Tokenizer, extended
+from lmlab.train.float8 import lacking
 from lmlab.train.optimizer import OptimizerConfig
+from lmlab.train.parallel.world import CPU
 from lmlab.train.schedule import ScheduleName, StepSchedule
 from lmlab.train.trainer import TrainConfig, fit
 
@@ -218,6 +220,7 @@ def _check(config: FinetuneConfig, fillers: Mapping[str, Any]) -> str | None:
 STAGE = StageKind(
     config=FinetuneConfig,
     run=run,
+    here=lambda config: lacking(config.train.precision, CPU),
     inputs=(Input("model", ("pretrain", "sft"), model=True), Input("corpus", ("corpus",), required=False)),
     sources=lambda config: [] if config.data is None else config.data.files(),
     check=_check,

@@ -9,11 +9,15 @@ import torch
 from torch import nn
 
 from lmlab.device import quiet_compiling
+from lmlab.errors import Refused
 from lmlab.model.attention import Attention
 from lmlab.model.block import Block
 from lmlab.model.moe import MoE
 from lmlab.model.transformer import Transformer
+from lmlab.progress import say
+from lmlab.train import float8
 from lmlab.train.parallel.context import spread_context
+from lmlab.train.parallel.eight_bits import to_float8
 from lmlab.train.parallel.experts import divide_experts, shard_experts
 from lmlab.train.parallel.layout import Layout
 from lmlab.train.parallel.stages import keep
@@ -25,10 +29,13 @@ from lmlab.train.step import HALVES
 def parallelize(network: nn.Module, layout: Layout, compiled: bool = False, precision: str = "float32") -> nn.Module:
     """Change a network in place, which every rank holds alike, into this rank's part of it, on its device. Returns it.
     `compiled`: each block by itself, so that what stands between blocks (a gathering of weights) is no part of the graph.
-    `precision`: with weights in parts, 16 bits are gathered of each where that is what it is computed in."""
+    `precision`: with weights in parts, 16 bits are gathered of each where that is what it is computed in; float8 changes the
+    layers that multiply in it. Raises Refused where the device or the network cannot."""
+    _refuse_lacking(precision, layout)
     if not layout.several:
         if layout.world.device.type != "cpu":  # else nothing is touched: the planner's tensors cannot be exchanged
             network.to(layout.world.device)
+        _eight_bits(network, layout, precision)
         _recompute(network, layout.config.recompute)
         return network
     if layout.pipeline > 1:
@@ -46,6 +53,7 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False, prec
         if isinstance(module, Transformer) and layout.context > 1:
             spread_context(module, layout.context_mesh.get_group(), layout.config.context_method)
     layout.divide(network)
+    _eight_bits(network, layout, precision)
     _recompute(network, layout.config.recompute)
     if compiled:
         quiet_compiling()
@@ -63,6 +71,18 @@ def _await_embedding(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Transformer) and module.embedding is not None and is_part(module.embedding.weight):
             module.embedding.register_forward_hook(lambda _, __, x: x.clone())
+
+
+def _refuse_lacking(precision: str, layout: Layout) -> None:
+    if (problem := float8.lacking(precision, layout.world.device)) is not None:
+        raise Refused(problem)
+
+
+def _eight_bits(network: nn.Module, layout: Layout, precision: str) -> None:
+    if precision == "float8":
+        said = to_float8(network)
+        if layout.leads:
+            say(said)
 
 
 def _recompute(network: nn.Module, what: str) -> None:

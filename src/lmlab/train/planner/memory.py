@@ -167,7 +167,8 @@ def _activations(
     # but for the inputs of matrices, which are gathered and kept.
     whole = activations(shape, rows, length, precision, degrees.recompute, kernel)
     inputs = (5 if shape.activation in GATED else 4) if precision != "float32" else 2
-    kept = rows * length * shape.d_model * inputs * (4 if precision == "float32" else 2) * (degrees.recompute != "full")
+    size = {"float32": 4, "float8": 1}.get(precision, 2)
+    kept = rows * length * shape.d_model * inputs * size * (degrees.recompute != "full")
 
     def shared(part: Activations, entire: Activations) -> Activations:
         stream = [max(0.0, (share * p - e) / (share - 1) - kept) for p, e in zip(part, entire, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lmlab.device.hardware import Device
@@ -12,6 +13,7 @@ from lmlab.objective.build import lengths, window
 from lmlab.recipe import Recipe, Step
 from lmlab.train.plan import LADDER, START, shape_of_width
 from lmlab.train.planner.choose import ROOM, Candidate, Work, consider
+from lmlab.train.planner.time import peak_of
 from lmlab.train.pretrain_config import PretrainConfig
 from lmlab.train.ramp import Batches
 
@@ -41,8 +43,12 @@ def make(
     assert isinstance(config, PretrainConfig)
     precision = "bfloat16" if config.precision == "auto" else config.precision.removesuffix("-onednn")
     if not device.peak.get(precision):
-        raise Refused(f"{device.name}: its speed in {precision} is not known")
-    speed = ranks * device.peak[precision] * utilisation
+        known = ", ".join(name for name, peak in device.peak.items() if peak)
+        raise Refused(f"{device.name}: its speed in {precision} is not known, or it has none: expected one of {known}")
+
+    def speed(shape: ModelConfig) -> float:
+        return ranks * utilisation * peak_of(shape, shape.context_length, device, precision)
+
     shape = _shape(step, steps, config, speed)
     length = window(config.objective, shape.architecture, shape.context_length)
     source, target = lengths(config.objective, shape.architecture, shape.context_length)
@@ -113,8 +119,8 @@ def _arm(recipe: Recipe, arm: str | None) -> list[Step]:
     return recipe.arms[arm]
 
 
-def _shape(step: Step, steps: list[Step], config: PretrainConfig, speed: float) -> ModelConfig:
-    """The model's shape: a continued model's, the recipe's, or the widest that the minutes allow at the stated speed."""
+def _shape(step: Step, steps: list[Step], config: PretrainConfig, speed: Callable[[ModelConfig], float]) -> ModelConfig:
+    """The model's shape: a continued model's, the recipe's, or the widest that the minutes allow at the stated speed (FLOP/s)."""
     model = step.sources.get("model")
     if isinstance(model, str) and model not in {each.name for each in steps}:
         return read_config(resolve(model))
@@ -135,7 +141,7 @@ def _shape(step: Step, steps: list[Step], config: PretrainConfig, speed: float) 
     fitting = shape_of_width(config.model, LADDER[0], vocabulary)
     for width in LADDER[1:]:
         shape = shape_of_width(config.model, width, vocabulary)
-        seen = config.minutes * 60 * speed / shape.flops_per_token(length)
+        seen = config.minutes * 60 * speed(shape) / shape.flops_per_token(length)
         if seen >= config.tokens_per_parameter * shape.parameters()["total"]:
             fitting = shape
     return fitting

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lmlab.device.hardware import Device
 from lmlab.model.config import ModelConfig
+from lmlab.model.count import flops_in_blocks
 from lmlab.train.parallel.schedules import bubble_share
 from lmlab.train.planner.memory import Degrees, cut
 
@@ -34,6 +35,16 @@ def ring(size: float, ranks: int, rate: float) -> float:
     return size * (ranks - 1) / ranks / rate
 
 
+def peak_of(shape: ModelConfig, length: int, device: Device, precision: str) -> float:
+    """FLOP/s that the products of a model together can reach. In float8 those of blocks' weights go at its peak, and the head's
+    and attention's at bfloat16's."""
+    if precision != "float8":
+        return device.peak[precision]
+    tokens = (length, length) if shape.has_encoder else (0, length)
+    share = flops_in_blocks(shape, *tokens) / shape.flops(*tokens, length)
+    return 1 / (share / device.peak["float8"] + (1 - share) / device.peak["bfloat16"])
+
+
 def step_of(
     shape: ModelConfig,
     degrees: Degrees,
@@ -47,12 +58,12 @@ def step_of(
 ) -> Step:
     """A step of `flops` on all ranks together, each of which has `rows` rows of `length` tokens a micro-batch.
 
-    Compute is flops / (ranks x peak x utilisation). `full` recomputation adds the forward pass again, a third. Tensor
-    parallelism waits for two gatherings and two scatterings a block and pass, in float32 (the stream's type). Gradients are
-    summed in float32 after the last backward pass (ZeRO 0 and 1), or block by block beside it (2 and 3), as are 3's
-    gatherings of weights: of those only what outlasts the products is waited for. A pipeline's bubble is `bubble_share`'s.
+    Compute is flops / (ranks x peak x utilisation), the peak as in `peak_of`. `full` recomputation adds the forward pass again, a
+    third. Tensor parallelism waits for two gatherings and two scatterings a block and pass, in float32 (the stream's type).
+    Gradients are summed in float32 after the last backward pass (ZeRO 0 and 1), or block by block beside it (2 and 3), as are
+    3's gatherings of weights: of those only what outlasts the products is waited for. A pipeline's bubble is `bubble_share`'s.
     """
-    compute = flops / (degrees.ranks * device.peak[precision] * utilisation)
+    compute = flops / (degrees.ranks * peak_of(shape, length, device, precision) * utilisation)
     again = {"none": 0.0, "selective": 0.03, "full": 1 / 3}[degrees.recompute] * compute
     blocks = shape.sizes().layers + (shape.sizes(encoder=True).layers if shape.has_encoder else 0)
     blocks /= degrees.pipeline

@@ -153,6 +153,7 @@ def _traced(shape: ModelConfig, *, rows: int, length: int, precision: str, recom
     from lmlab.objective.language_model import LanguageModel
     from lmlab.train.parallel import Layout, ParallelConfig
     from lmlab.train.parallel.apply import parallelize
+    from lmlab.train.parallel.eight_bits import to_float8
     from lmlab.train.step import autocast, make_forward
 
     # Torch readies its backward passes once a process, and for a GPU if it finds one: fake tensors pretend that there is one.
@@ -161,6 +162,8 @@ def _traced(shape: ModelConfig, *, rows: int, length: int, precision: str, recom
     with FakeTensorMode():
         network, objective = Transformer(shape), LanguageModel()
         network.kernel = kernel  # type: ignore[assignment]
+        if precision == "float8":  # not by `parallelize`, which asks whether it is here
+            to_float8(network)
         parallelize(network, Layout(ParallelConfig(recompute=recompute)))  # type: ignore[arg-type]
         tokens = torch.zeros(rows, length, dtype=torch.long)
         places, real = torch.arange(length).expand(rows, length), torch.ones(rows, length, dtype=torch.bool)
