@@ -140,9 +140,16 @@ def test_what_cannot_be_measured_does_not_stop_training(place: Path, tmp_path: P
     assert "pretrain: step 1 could not be measured: logits are not numbers" in capsys.readouterr().err
 
 
-def test_other_formats_are_measured_too(place: Path, tmp_path: Path) -> None:
-    shape = "pretrain.model={architecture: encoder-decoder, layers: 1, d_model: 32, heads: 2, context_length: 64}"
-    stage = run(place, tmp_path / "t5", SOME, shape, "pretrain.objective=span-corruption")
+MARKS = "tokenizer.extra_tokens=['[MASK]', '[sMASK]', '[gMASK]', '<|startofpiece|>', '<|endofpiece|>']"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "objective"),
+    [("encoder-decoder", "span-corruption"), ("prefix-decoder, position: glm-2d", "blank-infilling")],
+)
+def test_other_formats_are_measured_too(place: Path, tmp_path: Path, architecture: str, objective: str) -> None:
+    shape = f"pretrain.model={{architecture: {architecture}, layers: 1, d_model: 32, heads: 2, context_length: 64}}"
+    stage = run(place, tmp_path / "out", SOME, MARKS, shape, f"pretrain.objective={objective}")
     rows = read_jsonl(stage / "heldout.jsonl")
     assert len(rows) == 3 and all(0 < row["bits_per_byte"] < 20 for row in rows)
     assert len(read_jsonl(stage / "samples.jsonl")) == 6
