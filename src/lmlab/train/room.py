@@ -138,4 +138,5 @@ def _listed(parts: dict[str, float]) -> str:
 
 
 def _size(count: float) -> str:
-    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
+    small = count / 2**20
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{small:.0f} MiB" if small >= 10 else f"{small:.1f} MiB"
