@@ -281,7 +281,8 @@ def _run(
 ) -> None:
     grid = Grid(out, list(recipe.arms), recipe.seeds)
     chosen = {arm: _chosen(steps, until, only, needs_of) for arm, steps in recipe.arms.items()}
-    _lacking(recipe, grid, chosen, fresh)
+    again = {only or needs_of or step.name for steps in chosen.values() for step in steps} if fresh else set()
+    _lacking(recipe, grid, chosen, again)
     _fetch(recipe)
     with RunDirectory(out):
         write_atomic(out / "recipe.yaml", dump(recipe.resolved))
@@ -291,7 +292,7 @@ def _run(
             say(f"arm {arm or 'run'}, seed {seed}")
         with RunDirectory(place, board) as directory, grid.others_go_on(arm, seed):
             for step in chosen[arm]:
-                _run_step(directory, step, seed, grid, fresh=fresh and step.name == (only or needs_of or step.name))
+                _run_step(directory, step, seed, grid, fresh=step.name in again)
     grid.finish()
 
 
@@ -303,13 +304,14 @@ def _chosen(steps: list[Step], until: str | None, only: str | None, needs_of: st
     return [step for step in steps[:last] if step.name in wanted]
 
 
-def _lacking(recipe: Recipe, grid: Grid, chosen: Mapping[str, list[Step]], fresh: bool) -> None:
-    """Raises Refused where this machine lacks something for a stage that is not finished."""
+def _lacking(recipe: Recipe, grid: Grid, chosen: Mapping[str, list[Step]], again: set[str]) -> None:
+    """Raises Refused where this machine lacks something for a stage that is to be made: it is not finished, or made again."""
     problems = [
         f"{recipe.name}: {step.name}: {problem}"
         for arm, _, place in grid.runs()
         for step in chosen[arm]
-        if (fresh or not finished(place / step.name)) and (problem := step.spec.here(step.config)) is not None
+        if (step.name in again or not finished(place / step.name))
+        and (problem := step.spec.here(step.config)) is not None
     ]
     if problems:
         raise Refused("\n".join(dict.fromkeys(problems)))

@@ -29,8 +29,10 @@ MOST = 2.0**126
 
 def lacking(precision: str, device: torch.device) -> str | None:
     """What a device lacks for a precision, None where it lacks nothing."""
+    if precision != "float8":
+        return None
     found = gpus() or []
-    if precision != "float8" or (device.type == "cuda" and found and all(each["float8"] for each in found)):
+    if device.type == "cuda" and found and all(each["float8"] for each in found):
         return None
     here = ", ".join(f"{each['name']} ({each['capability']})" for each in found) or "no GPU"
     where = "and this stage trains on the CPU" if found and device.type != "cuda" else f"found {here}"

@@ -14,6 +14,7 @@ from lmlab.objective.language_model import LanguageModel
 from lmlab.train.optimizer import OptimizerConfig, make_optimizers
 from lmlab.train.parallel import Layout, ParallelConfig, World
 from lmlab.train.parallel.apply import parallelize
+from lmlab.train.parallel.eight_bits import to_float8
 from lmlab.train.planner.memory import Degrees, memory_of
 from lmlab.train.planner.traced import Living
 from lmlab.train.step import accumulate, make_forward, make_step
@@ -38,6 +39,8 @@ def measured(shape: ModelConfig, degrees: Degrees, optimizer: OptimizerConfig, p
     )
     layout = Layout(config, world if degrees.ranks > 1 else None, shape)
     network = parallelize(Transformer(shape), layout)
+    if precision == "float8":
+        to_float8(network)
     optimizers = make_optimizers(network, optimizer, layout.owns)
     tokens, places = torch.zeros(ROWS, LENGTH, dtype=torch.long), torch.arange(LENGTH).expand(ROWS, LENGTH)
     source = {}
@@ -66,7 +69,7 @@ def predicted(shape: ModelConfig, degrees: Degrees, optimizer: OptimizerConfig, 
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float8"])
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_bytes_of_one_process(kind, precision, micro_batches):
     degrees, optimizer = Degrees(micro_batches=micro_batches), OptimizerConfig()
