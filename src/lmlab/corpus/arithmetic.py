@@ -5,7 +5,8 @@
     symbol   47#25=72                          what # does is the document's secret: one of four operations
     words    The sum of 47 and 25 is 72
 
-A document has a few lines of one way. **Pairs are held out, not lines**: one in eight unordered pairs of numbers from 10 on
+A document has a few lines of one way, each with its line end: what ends a document is no target of training, so without one
+nothing would say where an answer ends (and `corpus.normalise` takes the last one away). **Pairs are held out, not lines**: one in eight unordered pairs of numbers from 10 on
 belongs to the test, by a hash of the two, and stands as the operands of no line of any document, whatever the operation,
 the order and the way. (Pairs with a one-digit number, the tables that columns are made of, are never held out.)
 """
@@ -172,8 +173,8 @@ def document(config: Arithmetic, number: int) -> str:
         if way in ("plain", "steps"):
             digits = _drawn(rng, range(1, len(config.digits) + 1), config.digits)
         operation = secret if way == "symbol" else names[int(rng.integers(len(names)))]
-        lines.append(Problem(*operands(rng, digits), operation).line(way, symbol))
-    return "\n".join(lines)
+        lines.append(Problem(*operands(rng, digits), operation).line(way, symbol) + "\n")
+    return "".join(lines)
 
 
 def _drawn(rng: np.random.Generator, choices: Sequence[Choice], weights: Sequence[float]) -> Choice:
