@@ -75,10 +75,11 @@ def test_no_document_has_a_held_out_pair_and_all_lines_are_right() -> None:
         "words": re.compile(r"The (\w+) of (\d+) and (\d+) is (\d+)"),
     }
     for number in range(600):
-        lines = document(config, number).split("\n")
+        text = document(config, number)
+        lines = text.splitlines()
         way = next(way for way, shape in shapes.items() if shape.fullmatch(lines[0]))
         seen[way] += 1
-        assert len(lines) == config.lines[way]
+        assert len(lines) == config.lines[way] and text.endswith("\n"), "each line has its end"
         secrets = set(OPERATIONS)
         for line in lines:
             parts = list(shapes[way].fullmatch(line).groups())
@@ -90,7 +91,7 @@ def test_no_document_has_a_held_out_pair_and_all_lines_are_right() -> None:
             if way != "symbol":
                 assert {"+": "sum", "-": "difference"}.get(sign, sign) in right
         assert secrets or way != "symbol", "one operation explains all lines of a symbol"
-        assert document(config, number) == "\n".join(lines) != document(config, number + 600)
+        assert document(config, number) == text != document(config, number + 600)
     assert min(seen.values()) > 100, "four ways, each as often"
 
 
@@ -119,7 +120,7 @@ def test_the_source_makes_documents_by_its_settings() -> None:
     records = list(read(file, source, Limits()))
     assert [record.text for record in records] == [document(source.arithmetic, number) for number in range(30)]
     assert len({record.unit for record in records}) == 30, "the held-out split is by document"
-    assert all(len(record.text.split("\n")) == 2 for record in records)
+    assert all(len(record.text.splitlines()) == 2 for record in records)
     assert "\n".join(r.text for r in records) != "\n".join(
         document(Arithmetic(ways={"plain": 1}), n) for n in range(30)
     )

@@ -146,6 +146,7 @@ def test_rows_leave_a_gain_blank_that_a_task_has_not(tmp_path: Path) -> None:
 def test_what_a_recipe_cannot_ask_is_refused() -> None:
     recipe = recipes.load("emergence")
     assert [step.kind for step in recipe.arms[""]] == ["corpus", "tokenizer", "pretrain", "sft", "abilities"]
+    assert not recipe.arms[""][0].config.normalise.enabled, "it would take the line end of each document"
     with pytest.raises(Refused, match="'product' is no operation"):
         recipes.load("emergence", ["abilities.instruction=product"])
     with pytest.raises(Refused, match="'larger' is trained on by the fine-tuning"):
