@@ -43,6 +43,7 @@ class Arithmetic(Config):
     """What `generated:arithmetic` makes: a pure function of these settings."""
 
     documents: int = Field(default=20_000, ge=8)
+    """How many; one has about 40 bytes."""
     seed: int = Field(default=0, ge=0)
     ways: dict[Way, float] = Field(default_factory=lambda: dict.fromkeys(WAYS, 1.0))
     """Share of the documents by way of writing, relative to each other; 0 where none is given."""

@@ -20,7 +20,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -50,8 +50,8 @@ class AbilitiesConfig(Config):
 
     items: int = Field(default=200, ge=8)
     """Held-out items a task."""
-    digits: tuple[int, ...] = (2, 3)
-    """Of plain and worked problems, a task each for sums and for differences."""
+    digits: tuple[Annotated[int, Field(ge=2)], ...] = (2, 3)
+    """Of plain and worked problems, a task each for sums and for differences. (Pairs with one digit are never held out.)"""
     shots: int = Field(default=4, ge=1)
     """Examples: lines of training pairs before the item, of the same operation and length."""
     instruction: str = "sum"
@@ -59,6 +59,7 @@ class AbilitiesConfig(Config):
     seed: int = Field(default=0, ge=0)
     """Of items and examples; not the run's seed: every model answers the same."""
     max_batch: int = Field(default=64, ge=1)
+    """Answers under way at once."""
 
 
 @dataclass(frozen=True)
