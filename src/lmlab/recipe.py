@@ -38,6 +38,7 @@ KINDS = {
     "reward": "lmlab.align.reward",
     "ppo": "lmlab.align.ppo",
     "evaluate": "lmlab.evaluate.stage",
+    "abilities": "lmlab.scaling.abilities",
     "report": "lmlab.report.stage",
 }
 """Each kind of stage and the module that holds it as `STAGE`; imported only to run or to check it."""

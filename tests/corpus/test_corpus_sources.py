@@ -432,7 +432,7 @@ def test_the_documents_snippets_are_corpus_settings() -> None:
     snippets = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     configs = [CorpusConfig.model_validate(yaml.safe_load(snippet)["corpus"]) for snippet in snippets]
     named = {source.reader for config in configs for source in config.sources}
-    assert len(snippets) >= 11 and named >= set(READERS) - {"text", "jsonl", "parquet", "topics", "code"}
+    assert len(snippets) >= 11 and named >= set(READERS) - {"text", "jsonl", "parquet", "topics", "arithmetic", "code"}
 
 
 def test_a_missing_library_is_refused_with_the_command_that_installs_it(

@@ -1,13 +1,15 @@
 """The laws of task families, and each one's answers checked by another way of working them out."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmlab.corpus.arithmetic import held_out
 from lmlab.errors import Failed, Refused
-from lmlab.instruct.families import FAMILIES, HELD_OUT, SEEN, draw, draw_distinct, generator, make
+from lmlab.instruct.families import DEFAULT, FAMILIES, HELD_OUT, PAIRS, SEEN, draw, draw_distinct, generator, make
 from lmlab.instruct.families.base import ATTEMPTS, TEST_SHARE, Family, Item
 from lmlab.instruct.families.functions import Function, FunctionFamily, functions
 from lmlab.instruct.families.numbers import addition_steps, subtraction_steps
@@ -20,7 +22,7 @@ numbers = st.integers(0, 2**40)
 def test_there_are_at_least_eight_seen_and_two_held_out() -> None:
     assert len(SEEN) >= 8
     assert len(HELD_OUT) >= 2
-    assert set(SEEN) | set(HELD_OUT) == set(FAMILIES)
+    assert set(SEEN) | set(HELD_OUT) == set(DEFAULT) == set(FAMILIES) - set(PAIRS)
     assert all(family.name == name for name, family in MADE.items())
 
 
@@ -38,7 +40,7 @@ def test_an_item_is_a_function_of_its_number_and_its_target_is_right(family: Fam
 @given(family=families, seed=numbers, index=numbers)
 def test_the_split_is_of_what_is_asked_and_not_of_how(family: Family, seed, index) -> None:
     item = draw(family, "test", seed, index)
-    other_wording = Item(item.family, "said otherwise", item.answer, item.steps, item.key, not item.show_steps)
+    other_wording = replace(item, question="said otherwise", show_steps=not item.show_steps)
     assert other_wording.split == "test"
     assert other_wording.id == item.id
 
@@ -77,6 +79,10 @@ ORACLES = {
     ],
     "swap": lambda q: re.sub(r"^(\w+)(.*?)(\w+)$", r"\3\2\1", q.split(": ", 1)[1]),
     "compare": lambda q: str((max if "largest" in q else min)(map(int, re.findall(r"\d+", q)))),
+    "sum": lambda q: str(sum(map(int, re.findall(r"\d+", q)))),
+    "difference": lambda q: str(abs(eval("-".join(re.findall(r"\d+", q))))),
+    "larger": lambda q: max(re.findall(r"\d+", q)),
+    "smaller": lambda q: min(re.findall(r"\d+", q)),
     "arithmetic": lambda q: str(eval(re.search(r"\d+ [+-] \d+", q)[0])),
 }
 
@@ -86,6 +92,14 @@ def test_answers_agree_with_a_second_way_of_working_them_out(name) -> None:
     for i in range(150):
         item = draw(MADE[name], "train", 3, i)
         assert item.answer == ORACLES[name](item.question), item
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_are_held_out_of_instructions_and_of_generated_text_alike(name) -> None:
+    for split in ("train", "test"):
+        for i in range(60):
+            a, b = map(int, re.findall(r"\d+", draw(MADE[name], split, 0, i).question))
+            assert held_out(a, b) == held_out(b, a) == (split == "test")
 
 
 def test_counts() -> None:

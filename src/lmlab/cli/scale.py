@@ -119,15 +119,20 @@ def scale_ladder(
 @app.command("emergence")
 def scale_emergence(
     table: Annotated[
-        Path, typer.Argument(metavar="TABLE.csv", help="A row a model, or a row a model and item or seed.")
+        Path,
+        typer.Argument(
+            metavar="TABLE.csv|LADDER",
+            help="A row a model, or a row a model and item or seed; or the directory of a ladder with a stage abilities, whose "
+            "columns are known.",
+        ),
     ],
-    hard: Annotated[str, typer.Option(metavar="COLUMN", help="The hard metric, such as exact match.")],
+    hard: Annotated[str | None, typer.Option(metavar="COLUMN", help="The hard metric, such as exact match.")] = None,
     soft: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="COLUMN", help="A soft one: token edit distance, log-probability, Brier. May be repeated."
         ),
-    ],
+    ] = None,
     scale: Annotated[str, typer.Option(metavar="COLUMN", help="Size or compute; 70m is read.")] = "compute",
     unit: Annotated[str | None, typer.Option(metavar="COLUMN", help="Item or seed: what is resampled.")] = None,
     family: Annotated[str | None, typer.Option(metavar="COLUMN", help="One verdict for each value.")] = None,
@@ -135,12 +140,31 @@ def scale_emergence(
     few_shot: Annotated[str | None, typer.Option(metavar="COLUMN", help="The hard metric with examples.")] = None,
     instructed: Annotated[str | None, typer.Option(metavar="COLUMN", help="... after instruction tuning.")] = None,
     chain: Annotated[str | None, typer.Option(metavar="COLUMN", help="... by chain of thought.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page (HTML) with plots to this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Whether a hard metric has a change-point where the soft ones are smooth, and what prompts gain by scale."""
-    from lmlab.scaling.command import describe_emergence, emergence_of
+    from lmlab.errors import Refused
+    from lmlab.scaling.command import describe_emergence, emergence_of, emergence_of_ladder
 
     by = [name for name in (family, task) if name is not None]
     gains = {"few-shot": few_shot, "instruction": instructed, "chain-of-thought": chain}
-    found = emergence_of(table, scale, hard, soft, by, unit, {k: v for k, v in gains.items() if v is not None})
+    named = {k: v for k, v in gains.items() if v is not None}
+    if table.is_dir():
+        if hard or soft or unit or by or named:
+            raise Refused(
+                f"{table}: of a ladder the columns are known; leave --hard, --soft and the others out, or name a table"
+            )
+        by, found = ["task"], emergence_of_ladder(table, scale)
+    elif hard is None or not soft:
+        raise Refused(f"{table}: a table needs --hard COLUMN and --soft COLUMN, such as --hard exact --soft logp")
+    else:
+        found = emergence_of(table, scale, hard, soft, by, unit, named)
+    if page is not None:
+        from lmlab.report.emergence import emergence_page
+        from lmlab.run import write_atomic
+
+        write_atomic(page, emergence_page(found, table.resolve().name, by, scale))
     show(found, as_json, describe_emergence(found, by, scale))

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from lmlab.config import Config
+from lmlab.corpus.arithmetic import Arithmetic
 from lmlab.errors import nearest
 
 Reader = Literal[
@@ -96,8 +97,9 @@ class SourceConfig(Config):
     name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
     """What its documents are called: ids are `name/relative-path#row`. Default: the last part of `path`."""
     path: str = Field(min_length=1)
-    """A file or folder; `python:stdlib` (the running Python's own library), `python:topics` (its help topics); or
-    `hf:OWNER/NAME` (a dataset on the Hugging Face hub, `hf:OWNER/NAME@REVISION` for a fixed one)."""
+    """A file or folder; `python:stdlib` (the running Python's own library), `python:topics` (its help topics);
+    `generated:arithmetic` (problems, see `arithmetic`); or `hf:OWNER/NAME` (a dataset on the Hugging Face hub,
+    `hf:OWNER/NAME@REVISION` for a fixed one)."""
     reader: Reader = "auto"
     """How its files are read; `auto` goes by each file's name (and by the first bytes of XML and tar files)."""
     files: str = ""
@@ -120,6 +122,8 @@ class SourceConfig(Config):
     code: Code = Code()
     questions: Questions = Questions()
     dialogue: Dialogue = Dialogue()
+    arithmetic: Arithmetic = Arithmetic()
+    """Of the source `generated:arithmetic`."""
 
     @model_validator(mode="after")
     def _named(self) -> SourceConfig:

@@ -44,7 +44,7 @@ class VoteConfig(Config):
 class EvaluateConfig(Config):
     """Settings of the stage `evaluate`."""
 
-    families: tuple[str, ...] = tuple(kinds.FAMILIES)
+    families: tuple[str, ...] = kinds.DEFAULT
     """Instruction families to ask."""
     heldout_families: tuple[str, ...] = kinds.HELD_OUT
     """Which of them fine-tuning never saw: they are scored apart."""

@@ -20,7 +20,7 @@ from lmlab.errors import nearest
 from lmlab.generate.engine import Engine, Sampling
 from lmlab.instruct.answers import Judged, exact_match, judge, verdicts
 from lmlab.instruct.data import InstructionBatches, InstructionObjective, InstructionRows, TextRows
-from lmlab.instruct.families import FAMILIES, HELD_OUT, Family, Item, draw_distinct, make
+from lmlab.instruct.families import DEFAULT, FAMILIES, HELD_OUT, Family, Item, draw_distinct, make
 from lmlab.instruct.formatting import messages
 from lmlab.model.store import load_model, resolve, save_model
 from lmlab.model.transformer import Transformer
@@ -83,7 +83,7 @@ class SftTraining(TrainConfig):
 class SftConfig(Config):
     """Settings of the stage `sft`."""
 
-    families: tuple[str, ...] = tuple(FAMILIES)
+    families: tuple[str, ...] = DEFAULT
     """Task families to train on, less those that are held out."""
     heldout_families: tuple[str, ...] = HELD_OUT
     """Families that are only tested."""

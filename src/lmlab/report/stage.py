@@ -50,7 +50,7 @@ STAGE = StageKind(
     inputs=(
         Input(
             "stages",
-            ("corpus", "tokenizer", "pretrain", "sft", "finetune", "reward", "ppo", "evaluate"),
+            ("corpus", "tokenizer", "pretrain", "sft", "finetune", "reward", "ppo", "evaluate", "abilities"),
             required=False,
             several=True,
         ),

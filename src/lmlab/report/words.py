@@ -47,6 +47,11 @@ TEACH = {
         "on their KL divergence. The rules behind the preferences are never shown to it: if their score rises "
         "too, the reward model taught what was meant."
     ),
+    "abilities": (
+        "A model of generated arithmetic is asked for what it may have learnt, on pairs of numbers that no text has shown: "
+        "plain problems, worked ones, a symbol whose meaning only examples tell, and instructions. A right answer is a hard "
+        "metric; edit distance, log-probability and Brier score are soft ones, which show progress before an answer is right."
+    ),
     "evaluate": (
         "The model of every stage answers one and the same suite of held-out tasks, so that each stage's gain and "
         "cost stand side by side. Demonstrations in the prompt, written steps before the answer and a vote of "

@@ -10,6 +10,7 @@ from lmlab.errors import Refused, nearest
 from lmlab.run import write_json
 from lmlab.scaling import emergence as abilities
 from lmlab.scaling import fit as fitting
+from lmlab.scaling.abilities import TABLE
 from lmlab.scaling.approaches import APPROACHES, allocate
 from lmlab.scaling.forms import FORMS
 from lmlab.scaling.table import number, read
@@ -54,16 +55,39 @@ def emergence_of(
     unit: str | None,
     gains: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """Of each family and task the verdicts, and by scale what each of `gains` ({name: column}) lies above the hard metric."""
-    tables = abilities.read(path, scale, [hard, *soft, *gains.values()], unit=unit, by=by)
-    return [
-        {
-            **dict(zip(by, key)),
-            **abilities.emergence(table, hard, soft),
-            "gains": {name: abilities.gains(table, column, hard) for name, column in gains.items()},
-        }
-        for key, table in tables.items()
-    ]
+    """Of each family and task the verdicts, and by scale what each of `gains` ({name: column}) lies above the hard metric. A task
+    whose column is blank has no such gain."""
+    named = [*gains.values()]
+    tables = abilities.read(path, scale, [hard, *soft, *named], unit=unit, by=by, blank=named)
+    found = []
+    for key, table in tables.items():
+        gained = {name: abilities.gains(table, column, hard) for name, column in gains.items()}
+        found.append(
+            {
+                **dict(zip(by, key)),
+                **abilities.emergence(table, hard, soft),
+                "gains": {name: rows for name, rows in gained.items() if rows},
+            }
+        )
+    return found
+
+
+def emergence_of_ladder(out: Path, scale: str) -> list[dict[str, Any]]:
+    """The same of a ladder's abilities.csv: every task over the seeds together, items resampled; `seeds` has each seed's own
+    verdicts. Raises Refused where OUT holds none."""
+    path = out / TABLE
+    if not path.is_file():
+        raise Refused(
+            f"{out}: holds no {TABLE}; expected a table, or the directory of a finished `lmlab scale ladder` whose recipe has a "
+            "stage abilities, such as the recipe emergence"
+        )
+    columns = {"few-shot": "few", "chain-of-thought": "chain", "instruction": "tuned"}
+    soft = ["edits", "logp", "brier"]
+    found = emergence_of(path, scale, "exact", soft, ["task"], "item", columns)
+    alone = emergence_of(path, scale, "exact", soft, ["task", "seed"], "item", {})
+    for each in found:
+        each["seeds"] = {one["seed"]: one["verdicts"] for one in alone if one["task"] == each["task"]}
+    return found
 
 
 def describe_fit(found: Mapping[str, Any]) -> str:
@@ -135,7 +159,10 @@ def describe_emergence(found: Sequence[Mapping[str, Any]], by: Sequence[str], sc
                 f"[{metric['low']:+.1f}, {metric['high']:+.1f}], "
                 f"above 0 in {metric['share']:.0%} of resampled {metric['resampled']}{point}"
             )
-        lines += [f"  with {name}: {verdict}" for name, verdict in each["verdicts"].items()]
+        for name, verdict in each["verdicts"].items():
+            own = [verdicts[name] for verdicts in each.get("seeds", {}).values()]
+            agree = f" (of {len(own)} seeds alone {own.count(verdict)} say so)" if len(own) > 1 else ""
+            lines.append(f"  with {name}: {verdict}{agree}")
         for name, rows in each["gains"].items():
             lines.append(f"  {name} gain, 95% intervals")
             lines += [f"    {scale} {r['scale']:<10.4g} {_ends(r)}" for r in rows]

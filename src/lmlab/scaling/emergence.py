@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from lmlab.errors import Refused, nearest
-from lmlab.measure import difference
+from lmlab.measure import difference, mean
 from lmlab.scaling.table import number
 
 FEWEST = 6
@@ -68,10 +68,17 @@ class Table:
 
 
 def read(
-    path: Path, scale: str, metrics: Sequence[str], *, unit: str | None = None, by: Sequence[str] = ()
+    path: Path,
+    scale: str,
+    metrics: Sequence[str],
+    *,
+    unit: str | None = None,
+    by: Sequence[str] = (),
+    blank: Sequence[str] = (),
 ) -> dict[tuple[str, ...], Table]:
     """Rows of a CSV file by the values of the columns `by` (family, task). Scales may be written 70m. Without a `unit` the rows
-    of a scale are its units in their order. Refused where a column or a number is missing, or there are under six scales.
+    of a scale are its units in their order. Of the metrics those in `blank` may be blank, and are NaN there. Refused where a
+    column or a number is missing, or there are under six scales.
     """
     if not path.is_file():
         raise Refused(
@@ -89,7 +96,7 @@ def read(
             where = f"{path}:{reader.line_num}: "
             key, at = tuple(row[each] for each in by), number(row[scale], f"{where}{scale}")
             turn = seen[key, at] = seen.get((key, at), -1) + 1
-            values = [_number(row[each], f"{where}{each}") for each in metrics]
+            values = [_number(row[each], f"{where}{each}", each in blank) for each in metrics]
             groups.setdefault(key, []).append((at, row[unit] if unit else str(turn), values))
     for key, rows in groups.items():
         found = len({row[0] for row in rows})
@@ -110,7 +117,9 @@ def read(
     }
 
 
-def _number(text: str, where: str) -> float:
+def _number(text: str, where: str, may_be_blank: bool) -> float:
+    if may_be_blank and text == "":
+        return math.nan
     try:
         value = float(text)
     except ValueError:
@@ -197,11 +206,17 @@ def sharpness(table: Table, metric: str, *, bootstraps: int = 1000, seed: int = 
         "scales": len(x),
         "units": units,
         "resampled": "units" if units >= UNITS else "residuals",
-        "means": [dict(zip(("scale", "mean"), row)) for row in zip(table.scales.tolist(), mean_S.tolist())],
+        "means": [_mean(scale, row) for scale, row in zip(table.scales.tolist(), grid_SU)],
     }
     logs = np.log(table.scales)
     point = math.exp(changed.start * float(logs.std()) + float(logs.mean()))
     return found | ({"change_point": point} if found["verdict"] == "sharp" else {})
+
+
+def _mean(scale: float, values_U: np.ndarray) -> dict[str, Any]:
+    """The mean at a scale with its 95% interval over units, null where there is but one."""
+    found = mean(values_U[np.isfinite(values_U)]).to_json()
+    return {"scale": scale, "mean": found.pop("value"), **found}
 
 
 def _floor(spread: float, error: float) -> float:
@@ -250,10 +265,11 @@ def emergence(table: Table, hard: str, soft: Sequence[str], **chosen: Any) -> di
 
 def gains(table: Table, after: str, before: str) -> list[dict[str, Any]]:
     """By scale the mean of `after` - `before`, paired by unit, with its 95% interval: few-shot minus zero-shot, instructed minus
-    pretrained, chain of thought minus the answer alone."""
+    pretrained, chain of thought minus the answer alone. Scales at which no unit has both are left out."""
     grids = table.grid(after), table.grid(before)
     rows = []
     for place, scale in enumerate(table.scales.tolist()):
         both = np.isfinite(grids[0][place]) & np.isfinite(grids[1][place])
-        rows.append({"scale": scale, **difference(grids[0][place][both], grids[1][place][both]).to_json()})
+        if both.any():
+            rows.append({"scale": scale, **difference(grids[0][place][both], grids[1][place][both]).to_json()})
     return rows

@@ -5,6 +5,7 @@
     OUT/predictions/seed-S.json what was predicted, written before the last rung's training begins, and never again
     OUT/ladder.jsonl            what happened in which order: rungs, measured, predicted, training, measured
     OUT/runs.csv                a row a run, for `lmlab scale fit`
+    OUT/abilities.csv           of a recipe with a stage `abilities`: a row a run and item, for `lmlab scale emergence`
     OUT/results.json            predicted against measured
 
 Run again: finished stages are skipped, a prediction is read back and held to the hash in the log.
@@ -12,9 +13,7 @@ Run again: finished stages are skipped, a prediction is read back and held to th
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import time
@@ -34,11 +33,15 @@ from lmlab.measure import proportion
 from lmlab.progress import read_jsonl, say
 from lmlab.provenance import digest_file
 from lmlab.run import RunDirectory, write_atomic, write_json
+from lmlab.scaling.abilities import TABLE, read_items
 from lmlab.scaling.few import judge, posterior, rehearsal_errors, rehearse
 from lmlab.scaling.rungs import LadderConfig, Rung, changes, check_budgets, check_recipe, rungs
+from lmlab.scaling.table import to_csv
 from lmlab.text.stage import TokenizerConfig
 from lmlab.text.tokenizer import Tokenizer
 
+IDENTITY = ("rung", "seed", "params", "tokens", "compute", "loss")
+"""What stands before an item in abilities.csv."""
 SAMPLE = 1 << 20
 """Characters that are encoded to find out how many tokens the text has."""
 
@@ -123,7 +126,7 @@ def run(ladder: Ladder, out: Path) -> dict[str, Any]:
         _predict(ladder, out, seeds[-1])
         recipes.run(ladder.part(ladder.rungs, seeds), out)
         _measured(ladder, out, seeds[-1], ladder.rungs)
-        _write_table(ladder, out, seeds)
+        _write_tables(ladder, out, seeds)
         found = _results(ladder, out, seeds)
     return found
 
@@ -252,13 +255,14 @@ def _row(ladder: Ladder, out: Path, rung: Rung, seed: int) -> dict[str, Any]:
     }
 
 
-def _write_table(ladder: Ladder, out: Path, seeds: Sequence[int]) -> None:
+def _write_tables(ladder: Ladder, out: Path, seeds: Sequence[int]) -> None:
     rows = [_row(ladder, out, rung, seed) for seed in seeds for rung in ladder.rungs]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(out / "runs.csv", text.getvalue())
+    write_atomic(out / "runs.csv", to_csv(rows))
+    asked = [step.name for step in ladder.recipe.arms[ladder.last.name] if step.kind == "abilities"]
+    heads = [({key: row[key] for key in IDENTITY}, out / row["rung"] / f"seed-{row['seed']}") for row in rows]
+    items = [row for head, place in heads for stage in asked for row in read_items(place / stage, head)]
+    if items:
+        write_atomic(out / TABLE, to_csv(items))
 
 
 def _results(ladder: Ladder, out: Path, seeds: Sequence[int]) -> dict[str, Any]:

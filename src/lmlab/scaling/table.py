@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +27,15 @@ def number(text: str, what: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise Refused(f"{what}: '{text}' is no positive number; write 7B, 1.5T, 300M or 1e21")
     return value
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same keys, at least one, as CSV with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 @dataclass(frozen=True)

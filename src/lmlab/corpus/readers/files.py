@@ -1,4 +1,4 @@
-"""Streaming readers of plain text, JSON Lines and Parquet, and of Python's help topics."""
+"""Streaming readers of plain text, JSON Lines and Parquet, of Python's help topics, and of generated arithmetic."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lmlab.corpus.arithmetic import document
 from lmlab.corpus.readers.code import Judged, judge
 from lmlab.corpus.readers.listing import File
 from lmlab.corpus.readers.records import DAMAGED, Limits, Passed, Record, Reject, Result, lines, open_bytes
@@ -202,3 +203,9 @@ def topics(file: File, source: SourceConfig, limits: Limits) -> Result:
 
     for name in sorted(found):
         yield Record(name, 0, name, file.kind, found[name])
+
+
+def arithmetic(file: File, source: SourceConfig, limits: Limits) -> Result:
+    """Generated problems, a document each, named by its number."""
+    for number in range(source.arithmetic.documents):
+        yield Record(file.relative, number, file.unit(number), file.kind, document(source.arithmetic, number))

@@ -19,6 +19,7 @@ READERS = {
     "jsonl": "files:jsonl",
     "parquet": "files:parquet",
     "topics": "files:topics",
+    "arithmetic": "files:arithmetic",
     "code": "code:code",
     "warc": "web:warc",
     "wet": "web:wet",

@@ -16,7 +16,9 @@ from lmlab.corpus.readers.formats import BY_ROW, endings, missing, reader_of, si
 from lmlab.corpus.source import SourceConfig
 from lmlab.errors import Refused, nearest
 
-SPECIAL = ("python:stdlib", "python:topics")
+SPECIAL = ("python:stdlib", "python:topics", "generated:arithmetic")
+GENERATED_BYTES = 64
+"""About what a document of arithmetic weighs."""
 _NOT_LIBRARY = frozenset([
     "test", "tests", "idle_test", "site-packages", "dist-packages", "ensurepip", "__pycache__", "pydoc_data",
     "lib-dynload",
@@ -78,9 +80,9 @@ def listing(source: SourceConfig, where: str = "sources", pinned: dict[str, Any]
         root = Path(sysconfig.get_path("stdlib"))
         names = [name for name in _walk(root, _NOT_LIBRARY) if _library(name)]
         found = _classify(names, source, root, path)
-    elif path == "python:topics":
-        found = Listing([_topics(where)])
-    elif path.startswith("python:"):
+    elif path in ("python:topics", "generated:arithmetic"):
+        found = Listing([_topics(where) if path == "python:topics" else _arithmetic(source)])
+    elif path.startswith(("python:", "generated:")):
         raise Refused(f"{where}.path: '{path}' is not known{nearest(path, SPECIAL)}")
     else:
         place = Path(path).expanduser()
@@ -208,3 +210,8 @@ def _topics(where: str) -> File:
         ) from None
     place = Path(pydoc_data.topics.__file__ or "")
     return File("topics.py", "topics", "prose", place, place.stat().st_size, True)
+
+
+def _arithmetic(source: SourceConfig) -> File:
+    """What is generated has no file: its settings say all."""
+    return File("arithmetic", "arithmetic", "prose", None, source.arithmetic.documents * GENERATED_BYTES, True)

@@ -22,6 +22,7 @@ from lmlab.instruct.families.base import (
 )
 from lmlab.instruct.families.functions import FunctionFamily, functions
 from lmlab.instruct.families.numbers import Arithmetic, Compare, Count
+from lmlab.instruct.families.pairs import Difference, Larger, Smaller, Sum
 from lmlab.instruct.families.sequences import Case, Copy, Pick, Reverse, Sort, Swap
 from lmlab.instruct.families.tables import Entry, Find, Lookup
 
@@ -41,12 +42,19 @@ FAMILIES: dict[str, Callable[[], Family]] = {
         Swap,
         Find,
         Entry,
+        Sum,
+        Difference,
+        Larger,
+        Smaller,
     )
 }
-"""Every family by name. The last three combine skills of the others, and are held out by default."""
+"""Every family by name. Swap, find and entry combine skills of the others, and are held out by default; the last four are
+only asked where a recipe names them."""
 
+PAIRS = ("sum", "difference", "larger", "smaller")
+DEFAULT = tuple(name for name in FAMILIES if name not in PAIRS)
 HELD_OUT = ("swap", "find", "entry")
-SEEN = tuple(name for name in FAMILIES if name not in HELD_OUT)
+SEEN = tuple(name for name in DEFAULT if name not in HELD_OUT)
 
 
 def make(names: Sequence[str] = tuple(FAMILIES), docstrings: Iterable[str] = ()) -> dict[str, Family]:
@@ -62,8 +70,10 @@ def make(names: Sequence[str] = tuple(FAMILIES), docstrings: Iterable[str] = ())
 
 __all__ = [
     "ANSWER_ONLY",
+    "DEFAULT",
     "FAMILIES",
     "HELD_OUT",
+    "PAIRS",
     "SEEN",
     "SHOW_STEPS",
     "Family",

@@ -42,6 +42,8 @@ class Item:
     """What is asked, free of its wording: decides the split, so no wording of a test item is ever trained on."""
     show_steps: bool = False
     meta: dict[str, Any] = field(default_factory=dict)
+    apart: str = ""
+    """What decides the split instead of family and key, where several families (or a corpus) hold out the same things."""
 
     @property
     def prompt(self) -> str:
@@ -68,8 +70,8 @@ class Item:
 
     @property
     def split(self) -> Split:
-        """Which split this item belongs to, by a hash of its family and key alone."""
-        first = hashlib.sha256(f"{self.family}\n{self.key}".encode()).digest()[0]
+        """Which split this item belongs to, by a hash of its family and key alone, or of `apart`."""
+        first = hashlib.sha256((self.apart or f"{self.family}\n{self.key}").encode()).digest()[0]
         return "test" if first % TEST_SHARE == 0 else "train"
 
 

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from lmlab.corpus.arithmetic import Column, addition, subtraction
 from lmlab.instruct.families.base import Family, Item, between, pick, several
 from lmlab.instruct.families.words import LETTERS, WORDS
 
@@ -55,28 +56,17 @@ class Arithmetic(Family):
 
 def addition_steps(a: int, b: int) -> str:
     """47 + 25 -> '7 + 5 = 12, carry 1. 4 + 2 + 1 = 7.' The last step's carry is part of its sum."""
-    steps, carry = [], 0
-    places = max(len(str(a)), len(str(b)))
-    for place in range(places):
-        x, y = a // 10**place % 10, b // 10**place % 10
-        total = x + y + carry
-        left = f"{x} + {y}" + (" + 1" if carry else "")
-        carry = int(total >= 10 and place < places - 1)
-        steps.append(f"{left} = {total}" + (", carry 1." if carry else "."))
-    return " ".join(steps)
+    return " ".join(_step(column, "+", "carry") for column in addition(a, b))
 
 
 def subtraction_steps(a: int, b: int) -> str:
     """52 - 37 (a >= b) -> '12 - 7 = 5, borrow 1. 5 - 3 - 1 = 1.'"""
-    steps, borrowed = [], 0
-    for place in range(len(str(a))):
-        x, y = a // 10**place % 10, b // 10**place % 10
-        lent = int(x - y - borrowed < 0)
-        x += 10 * lent
-        steps.append(f"{x} - {y}" + (" - 1" if borrowed else "") + f" = {x - y - borrowed}")
-        steps[-1] += ", borrow 1." if lent else "."
-        borrowed = lent
-    return " ".join(steps)
+    return " ".join(_step(column, "-", "borrow") for column in subtraction(a, b))
+
+
+def _step(column: Column, sign: str, over: str) -> str:
+    left = f"{column.x} {sign} {column.y}" + (f" {sign} 1" if column.carried else "")
+    return f"{left} = {column.value}" + (f", {over} 1." if column.carries else ".")
 
 
 class Compare(Family):
