@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,31 @@ def number(text: str, what: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise Refused(f"{what}: '{text}' is no positive number; write 7B, 1.5T, 300M or 1e21")
     return value
+
+
+@contextlib.contextmanager
+def table(path: Path, what: str) -> Generator[tuple[csv.DictReader[str], list[str]], None, None]:
+    """The rows of a CSV file and its header; Refused where it is none, `what` says what was expected."""
+    if not path.is_file():
+        raise Refused(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected {what}")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        try:
+            header = list(reader.fieldnames or [])
+            if not header:
+                raise Refused(f"{path}: is empty; expected {what}")
+            yield reader, header
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise Refused(f"{path}: is no CSV file in UTF-8 ({error}); expected {what}") from None
+
+
+def check_columns(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
+    """Refused where a column is missing, or stands there twice: which of the two is meant nobody knows."""
+    for column in wanted:
+        if column not in header:
+            raise Refused(f"{path}: no column '{column}'{nearest(column, header)}")
+        if header.count(column) > 1:
+            raise Refused(f"{path}: {header.count(column)} columns '{column}'; expected one")
 
 
 @dataclass(frozen=True)
@@ -67,11 +93,7 @@ def read(
     `max_warmup` sets aside runs whose warm-up (column `warmup`, in steps) is a larger share of their steps: tokens over
     `global_bs` sequences of `sequence_length`.
     """
-    if not path.is_file():
-        raise Refused(f"{path}: no such file; expected a CSV file with a header, one run a row")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        header = list(reader.fieldnames or [])
+    with table(path, "a CSV file with a header, one run a row") as (reader, header):
         wanted = dict.fromkeys(needed)
         derive = "compute" in wanted and columns.get("compute", "compute") not in header
         if derive:
@@ -80,17 +102,19 @@ def read(
             wanted |= dict.fromkeys(("params", "tokens"))
         source = {name: columns.get(name, name) for name in wanted} | {"loss": loss}
         extra = [] if max_warmup is None else ["warmup", "global_bs"]
-        for column in [*source.values(), *([group] if group else []), *extra]:
-            if column not in header:
-                raise Refused(f"{path}: no column '{column}'{nearest(column, header)}")
+        check_columns(path, header, [*source.values(), *([group] if group else []), *extra])
         rows: list[list[float]] = []
         groups, lines, aside = [], [], []
         for row in reader:
             try:
                 values = [_positive(row[column], column) for column in source.values()]
+                if group and not row[group]:
+                    raise ValueError(f"{group} is empty")
                 if max_warmup is not None:
                     batch = _positive(row["global_bs"], "global_bs") * sequence_length
-                    share = float(row["warmup"]) * batch / _positive(row[source["tokens"]], source["tokens"])
+                    share = (
+                        _number(row["warmup"], "warmup") * batch / _positive(row[source["tokens"]], source["tokens"])
+                    )
                     if share > max_warmup:
                         raise ValueError(f"warm-up is {share:.0%} of its steps")
             except ValueError as error:
@@ -108,11 +132,15 @@ def read(
     return Runs(found, groups, lines, aside)
 
 
-def _positive(text: str | None, column: str) -> float:
+def _number(text: str | None, column: str) -> float:
     try:
-        value = float(text or "")
+        return float(text or "")
     except ValueError:
         raise ValueError(f"{column} is '{text or ''}', not a number") from None
+
+
+def _positive(text: str | None, column: str) -> float:
+    value = _number(text, column)
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{column} is {text}, not positive")
     return value
