@@ -20,7 +20,8 @@ def scale_fit(
     law: Annotated[
         str,
         typer.Option(
-            help="chinchilla, overtraining, kaplan, power-params, power-tokens, power-compute, gpt4, steps, envelope, isoflop."
+            help="chinchilla, overtraining, kaplan, kaplan-steps, "
+            "power-params, power-tokens, power-compute, gpt4, steps, envelope, isoflop."
         ),
     ] = "chinchilla",
     group: Annotated[str | None, typer.Option(metavar="COLUMN", help="One law for each value of this column.")] = None,
@@ -40,6 +41,10 @@ def scale_fit(
     """Fit a law to runs: constants with intervals, the error on the largest runs left out, warnings."""
     from lmlab.scaling.command import describe_fit, fit_file
 
+    if plot is not None:
+        from lmlab.report.scaling import check
+
+        check(law)
     columns = {"params": params, "tokens": tokens, "compute": compute, "steps": steps}
     rows = {"max_warmup": max_warmup, "sequence_length": sequence_length}
     found = fit_file(runs, law, loss, out, columns, group, bootstraps=bootstraps, seed=seed, **rows)
@@ -56,12 +61,24 @@ def scale_predict(
     law: Annotated[Path, typer.Argument(metavar="LAW.json", help="What scale fit wrote.")],
     runs: Annotated[Path, typer.Option(metavar="MORE.csv", help="Runs with the columns that the law was fitted with.")],
     loss: Annotated[str, typer.Option(metavar="COLUMN", help="The measured loss.")],
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw measured against predicted into this SVG.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict runs by a law file and compare with what was measured."""
     from lmlab.scaling.command import describe_predictions, predict_file
 
+    if plot is not None:
+        from lmlab.report.scaling import check
+
+        check()
     found = predict_file(law, runs, loss)
+    if plot is not None:
+        from lmlab.report.scaling import prediction_plot
+        from lmlab.run import write_atomic
+
+        write_atomic(plot, prediction_plot(found))
     show(found, as_json, describe_predictions(found))
 
 
