@@ -118,6 +118,33 @@ def test_kaplans_laws_come_back_from_runs_without_noise(law):
     assert constants == pytest.approx(truth, rel=1e-2)
 
 
+def test_laws_are_fitted_to_a_runs_own_log(tmp_path):
+    """metrics.jsonl: the learning curve in steps, and the critical batch out of the gradient noise scale, logged each 10 steps."""
+    rows = []
+    for step in range(1, 400):
+        loss = 40 * step**-0.6 + 2.0
+        noise = {"noise_scale": float(Kaplan.critical_batch(loss))} if step % 10 == 0 else {}
+        rows.append({"step": step, "loss": loss, **noise})
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run, law = CliRunner().invoke, tmp_path / "law.json"
+    asked = ["scale", "fit", str(log), "--loss", "loss", "--out", str(law), "--bootstraps", "20", "--json"]
+    curve = json.loads(run(app, [*asked, "--law", "steps", "--steps", "step"]).stdout)["groups"]["all"]["constants"]
+    assert (curve["a"]["value"], curve["b"]["value"], curve["c"]["value"]) == pytest.approx((40, -0.6, 2.0), rel=1e-3)
+    found = json.loads(run(app, [*asked, "--law", "critical-batch", "--batch", "noise_scale"]).stdout)
+    group = found["groups"]["all"]
+    assert group["runs"] == 39 and len(found["set_aside"]) == 360 and found["units"]["batch"] == "tokens"
+    constants = {name: each["value"] for name, each in group["constants"].items()}
+    assert constants == pytest.approx({"B_star": Kaplan.batch_star, "a_B": Kaplan.a_B}, rel=1e-4)
+    assert group["held_out"]["relative_error"]["max"] < 1e-4
+    predicted = json.loads(
+        run(app, ["scale", "predict", str(law), "--runs", str(log), "--loss", "loss", "--json"]).stdout
+    )
+    assert predicted["relative_error"]["max"] < 1e-4 and predicted["rows"][0]["measured"] == rows[9]["noise_scale"]
+    log.write_text('{"step": 1}\n[1]\n')
+    assert "is no JSON Lines file" in str(run(app, [*asked, "--law", "steps"]).exception)
+
+
 def test_isoflop_and_envelope_find_the_exponent():
     rows = [(c, n) for c in (1e18, 1e19, 1e20, 1e21) for n in TRUTH.allocation(c)[0] * 2 ** np.linspace(-2, 2, 7)]
     compute, params = np.array(rows).T
@@ -190,6 +217,8 @@ def test_bad_tables_are_refused(tmp_path):
         load(path)
     with pytest.raises(Refused, match="no such file"):
         read(tmp_path / "none.csv", ("params",), {}, "loss")
+    with pytest.raises(Refused, match="no column 'tokens'"):
+        read(table(tmp_path / "few.csv", [{"params": 1, "loss": 1}]), ("params",), {}, "loss", max_warmup=0.5)
     with pytest.raises(Refused, match="a folder"):
         read(tmp_path, ("params",), {}, "loss")
 

@@ -14,13 +14,15 @@ app = group("scale", "Scaling laws: fit, predict, plan, ladders, emergent abilit
 
 @app.command("fit")
 def scale_fit(
-    runs: Annotated[Path, typer.Argument(metavar="RUNS.csv", help="A table with a header, one run a row.")],
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS.csv", help="A table with a header, one run a row; or a .jsonl.")
+    ],
     loss: Annotated[str, typer.Option(metavar="COLUMN", help="The loss.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The law file to write.")],
     law: Annotated[
         str,
         typer.Option(
-            help="chinchilla, overtraining, kaplan, kaplan-steps, "
+            help="chinchilla, overtraining, kaplan, kaplan-steps, critical-batch, "
             "power-params, power-tokens, power-compute, gpt4, steps, envelope, isoflop."
         ),
     ] = "chinchilla",
@@ -29,6 +31,9 @@ def scale_fit(
     tokens: Annotated[str, typer.Option(metavar="COLUMN", help="Training tokens.")] = "tokens",
     compute: Annotated[str, typer.Option(metavar="COLUMN", help="FLOPs; without such a column 6 N D.")] = "compute",
     steps: Annotated[str, typer.Option(metavar="COLUMN", help="Optimizer steps.")] = "steps",
+    batch: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Critical batch in tokens, such as noise_scale.")
+    ] = "batch",
     max_warmup: Annotated[
         float | None, typer.Option(help="Set runs aside whose warm-up is a larger share of their steps.")
     ] = None,
@@ -45,7 +50,7 @@ def scale_fit(
         from lmlab.report.scaling import check
 
         check(law)
-    columns = {"params": params, "tokens": tokens, "compute": compute, "steps": steps}
+    columns = {"params": params, "tokens": tokens, "compute": compute, "steps": steps, "batch": batch}
     rows = {"max_warmup": max_warmup, "sequence_length": sequence_length}
     found = fit_file(runs, law, loss, out, columns, group, bootstraps=bootstraps, seed=seed, **rows)
     if plot is not None:

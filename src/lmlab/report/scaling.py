@@ -11,13 +11,14 @@ from lmlab.errors import Refused
 from lmlab.report.page import can_draw
 from lmlab.report.plots import Line, scatter
 from lmlab.scaling.approaches import APPROACHES
+from lmlab.scaling.forms import FORMS
 from lmlab.scaling.table import UNITS
 
 
 def residual_plot(law: Mapping[str, Any]) -> str:
     """A standalone SVG: how many per cent each run lies above the law, over compute where the law's quantities give it (else
     over the law's first quantity), a series a group. What is left over must not bend or fan out with scale."""
-    names = list(law["columns"])
+    names = list(FORMS[law["law"]].features)
     series = []
     for name, group in law["groups"].items():
         rows = [dict(zip(names, row)) for row in group["x"]]
@@ -51,7 +52,7 @@ def check(law: str = "") -> None:
 
 
 def _axis(names: list[str]) -> str:
-    return "FLOPs (6 N D)" if {"params", "tokens"} <= set(names) else UNITS[names[0]]
+    return "FLOPs (6 N D)" if {"params", "tokens"} <= set(names) else "loss" if names[0] == "loss" else UNITS[names[0]]
 
 
 def _place(row: Mapping[str, Any]) -> float:

@@ -22,7 +22,7 @@ def fit_file(
     if law not in {**FORMS, **APPROACHES}:
         raise Refused(f"fit: '{law}' is no law{nearest(law, [*FORMS, *APPROACHES])}")
     rows = {key: chosen.pop(key) for key in ("max_warmup", "sequence_length")}
-    needed = ("params", "compute") if law in APPROACHES else FORMS[law].features
+    needed = ("params", "compute") if law in APPROACHES else FORMS[law].needed
     runs = read(path, needed, columns, loss, group, **rows)
     found = allocate(runs, law, **chosen) if law in APPROACHES else fitting.fit(
         runs, law, columns=columns, loss=loss, group=group, **chosen
@@ -34,7 +34,7 @@ def fit_file(
 def predict_file(law_file: Path, path: Path, loss: str) -> dict[str, Any]:
     """Predict the runs of a table by a law file, with the columns that it was fitted with."""
     law = fitting.load(law_file)
-    return fitting.predict(law, read(path, FORMS[law["law"]].features, law["columns"], loss, law["group"]))
+    return fitting.predict(law, read(path, FORMS[law["law"]].needed, law["columns"], loss, law["group"]))
 
 
 def plan_for(given: Mapping[str, str | None], law_file: Path | None, **cost: Any) -> dict[str, Any]:
@@ -67,10 +67,7 @@ def emergence_of(
 
 
 def describe_fit(found: Mapping[str, Any]) -> str:
-    lines = [
-        f"law: {found['law']}"
-        + (f"; {', '.join(map(str, found.get('columns', {}).values()))} -> {found['loss']}" if "loss" in found else "")
-    ]
+    lines = [f"law: {found['law']}" + (f"; {_columns(found)}" if "loss" in found else "")]
     lines += [f"set aside: {len(found['set_aside'])} rows"] if found["set_aside"] else []
     lines += [f"  line {row['line']}: {row['reason']}" for row in found["set_aside"][:5]]
     for name, group in found["groups"].items():
@@ -87,6 +84,11 @@ def describe_fit(found: Mapping[str, Any]) -> str:
             )
         lines += [f"  warning   {each}" for each in group["warnings"]]
     return "\n".join(lines)
+
+
+def _columns(found: Mapping[str, Any]) -> str:
+    columns, form = {**found["columns"], "loss": found["loss"]}, FORMS[found["law"]]
+    return f"{', '.join(columns[name] for name in form.features)} -> {columns[form.target]}"
 
 
 def describe_predictions(found: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from lmlab.scaling.table import UNITS, Runs
 
 HELD_OUT = 0.2
 """Share of a group's runs, those of most compute, that the held-out error leaves out."""
-FALLS = ("alpha", "beta", "exponent", "a_N", "a_D", "a_S")
+FALLS = ("alpha", "beta", "exponent", "a_N", "a_D", "a_S", "a_B")
 """Exponents by which the loss falls where they are positive."""
 STEEPEST = 3.0
 """Published exponents lie below 1, that of steps too."""
@@ -53,8 +53,8 @@ def fit(
         "law": law,
         "loss": loss,
         "group": group,
-        "columns": {name: columns.get(name, name) for name in form.features},
-        "units": {**{name: UNITS[name] for name in form.features}, "loss": "as in the table (nats a token, usually)"},
+        "columns": {name: columns.get(name, name) for name in form.needed},
+        "units": {name: UNITS[name] for name in (*form.needed, "loss")},
         "delta": DELTA,
         "seed": seed,
         "set_aside": runs.set_aside,
@@ -81,7 +81,7 @@ def interval(
 
 
 def _fit_group(form: Form, runs: Runs, bootstraps: int, seed: int) -> dict[str, Any]:
-    x, log_loss = runs.features(form.features), np.log(runs.values["loss"])
+    x, log_loss = runs.features(form.features), np.log(runs.values[form.target])
     theta, value = best(form, x, log_loss)
     thetas = bootstrap(form, x, log_loss, theta, bootstraps, seed)
     residuals = log_loss - form.predict(theta[None], x)[0][0]
@@ -106,12 +106,14 @@ def _fit_group(form: Form, runs: Runs, bootstraps: int, seed: int) -> dict[str, 
 
 
 def _held_out(form: Form, runs: Runs, bootstraps: int, seed: int) -> dict[str, Any] | None:
-    """The law fitted without the runs of most compute (of most of its first quantity where compute is unknown), on them."""
-    order = np.argsort(runs.values.get("compute", runs.values[form.features[0]]), kind="stable")
+    """The law fitted without the runs of most compute (of most of its first quantity where compute is unknown, of the least
+    loss where that is the quantity), on them."""
+    size = runs.values.get("compute", runs.values[form.features[0]])
+    order = np.argsort(size if form.target == "loss" else -runs.values["loss"], kind="stable")
     kept = min(len(order) - 1, round((1 - HELD_OUT) * len(order)))
     if kept <= len(form.names):
         return None
-    x, loss = runs.features(form.features), runs.values["loss"]
+    x, loss = runs.features(form.features), runs.values[form.target]
     small, large = order[:kept], order[kept:]
     theta, _ = best(form, x[small], np.log(loss[small]))
     thetas = bootstrap(form, x[small], np.log(loss[small]), theta, bootstraps, seed)
@@ -159,7 +161,7 @@ def _warnings(form: Form, x: np.ndarray, constants: Mapping[str, Mapping[str, fl
             )
             found.append(f"{' and '.join(form.features)} {how}: their terms cannot be told apart")
     for name, column in zip(form.features, x.T):
-        if column.max() < 10 * column.min():
+        if name != "loss" and column.max() < 10 * column.min():
             found.append(f"{name} spans less than a factor of 10")
     return found
 
@@ -199,7 +201,7 @@ def predict(law: Mapping[str, Any], runs: Runs) -> dict[str, Any]:
         x = mine.features(form.features)
         low, high = interval(form, x, np.array(fitted["bootstrap"]), np.array(fitted["residuals"]), law["seed"])
         value = np.exp(form.predict(np.array(fitted["theta"])[None], x)[0][0])
-        for line, at, guess, bottom, top, loss in zip(mine.line, x, value, low, high, mine.values["loss"]):
+        for line, at, guess, bottom, top, loss in zip(mine.line, x, value, low, high, mine.values[form.target]):
             error = abs(guess / loss - 1)
             rows.append(
                 {

@@ -25,6 +25,13 @@ class Form:
     predict: Predict
     starts: np.ndarray
     natural: Callable[[np.ndarray], dict[str, np.ndarray]]
+    target: str = "loss"
+    """The quantity that the form is of. A law's "log L" is the logarithm of it."""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The quantities beside the loss."""
+        return tuple(name for name in (*self.features, self.target) if name != "loss")
 
 
 def _grid(*axes: Sequence[float]) -> np.ndarray:
@@ -146,6 +153,14 @@ FORMS: dict[str, Form] = {
         _grid((20, 25, 30, 35), (2, 6, 10), (0.05, 0.1, 0.2, 0.4), (0.3, 0.6, 1.0)),
         lambda t: {"N_c": _exp(t[:, 0]), "S_c": _exp(t[:, 1]), "a_N": t[:, 2], "a_S": t[:, 3]},
     ),
+    "critical-batch": Form(
+        ("loss",),
+        ("a_B log B*", "1 / a_B"),
+        _power,
+        _grid((0.5, 1, 2, 4), (2, 5, 10)),
+        lambda t: {"B_star": _exp(t[:, 0] * t[:, 1]), "a_B": 1 / t[:, 1]},
+        target="batch",
+    ),
     "power-params": _powers_of("params"),
     "power-tokens": _powers_of("tokens"),
     "power-compute": _powers_of("compute"),
@@ -153,5 +168,6 @@ FORMS: dict[str, Form] = {
     "steps": _powers_above("steps"),
 }
 """chinchilla: approach 3 from its 4,500 starts. overtraining: the same with alpha = beta.
-kaplan: the joint L(N, D). kaplan-steps: L(N, S). power-*: one power law, nothing below it. gpt4:
+kaplan: the joint L(N, D). kaplan-steps: L(N, S). critical-batch:
+B_crit(L) = B* / L^(1 / a_B). power-*: one power law, nothing below it. gpt4:
 L(C) = a C^b + c. steps: the same in optimizer steps, for a learning curve."""

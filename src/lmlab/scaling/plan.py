@@ -61,14 +61,14 @@ def plan(
     utilisation: float = 0.4,
     price: float | None = None,
 ) -> dict[str, Any]:
-    """`given` is one of QUANTITIES; `law` a law file, of any law but those of steps. `price` is dollars an hour of one GPU. Rows:
-    `law`, the four quantities (None where the law knows one of them not), `low` and `high` (90%, of a law file; published laws
-    come without the draws that an interval needs), `tokens_per_param`, `days`, `dollars`, and a `note` where there is no
-    answer."""
+    """`given` is one of QUANTITIES; `law` a law file, of any law but those of steps and batches. `price` is dollars an hour of one
+    GPU. Rows: `law`, the four quantities (None where the law knows one of them not), `low` and `high` (90%, of a law file;
+    published laws come without the draws that an interval needs), `tokens_per_param`, `days`, `dollars`, and a `note` where
+    there is no answer."""
     if len(given) != 1:
         raise Refused(f"plan: give exactly one of --compute, --params, --tokens, --loss; found {len(given)}")
-    if law and law["law"] in FORMS and "steps" in FORMS[law["law"]].features:
-        raise Refused(f"plan: a law of steps, '{law['law']}', answers none of compute, params, tokens, loss")
+    if law and law["law"] in FORMS and {"steps", "batch"} & {*FORMS[law["law"]].needed}:
+        raise Refused(f"plan: a law of steps or batches, '{law['law']}', answers none of {', '.join(QUANTITIES)}")
     peak = find(gpu).peak["bfloat16"]
     if not 0 < utilisation <= 1 or gpus < 1 or (price is not None and price < 0):
         raise Refused("plan: --utilisation lies in (0, 1], --gpus is at least 1, --price is not negative")
