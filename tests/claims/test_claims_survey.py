@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from lmlab.claims import page
-from lmlab.claims.claim import SCALES, load, read_claim, shipped
+from lmlab.claims.claim import SCALES, chosen, load, read_claim, shipped
 from lmlab.claims.equal import cost
 from lmlab.claims.run import kept_result, make_recipe
 from lmlab.claims.verdict import judge, together
+from lmlab.cli import app
 from lmlab.errors import Refused
 from lmlab.measure import Score
 
@@ -117,6 +119,20 @@ def test_a_claim_that_is_none_is_refused_with_its_line(tmp_path, old, new, messa
 def test_an_unknown_claim_names_the_nearest():
     with pytest.raises(Refused, match="did you mean 'rmsnorm'"):
         load("rms-norm")
+
+
+def test_scale_and_seeds_are_taken_as_recipes_take_settings():
+    assert chosen([], "small", None) == ("small", None)
+    assert chosen(["scale=medium", "seeds=8"], "small", None) == ("medium", 8)
+    for wrong, message in (
+        ("scale=medum", "did you mean 'medium'"),
+        ("pretrain.steps=3", "expected scale=SCALE or seeds=COUNT"),
+        ("seeds=many", "expected a whole number"),
+    ):
+        with pytest.raises(Refused, match=message):
+            chosen([wrong], "small", None)
+    outcome = CliRunner().invoke(app, ["claims", "run", "glu", "seeds=2"])
+    assert isinstance(outcome.exception, Refused) and "2 seeds" in str(outcome.exception)
 
 
 def test_results_are_taken_over_only_where_they_are_of_this_design(tmp_path, monkeypatch, capsys):

@@ -117,6 +117,12 @@ def test_the_command_and_what_it_refuses(tmp_path):
     (tmp_path / "hole.csv").write_text("\n".join([text[0], "1e5,0,,1,sums,0.5"]))
     with pytest.raises(Refused, match="hole.csv:2: exact: '' is no number"):
         read(tmp_path / "hole.csv", "compute", ["exact"])
+    (tmp_path / "short.csv").write_text(f"{text[0]}\n1e5\n")
+    with pytest.raises(Refused, match="short.csv:2: exact: '' is no number"):
+        read(tmp_path / "short.csv", "compute", ["exact"])
+    (tmp_path / "picture.csv").write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(Refused, match="is no CSV file in UTF-8"):
+        read(tmp_path / "picture.csv", "compute", ["exact"])
 
 
 def test_published_pythia_scores(tmp_path):

@@ -17,7 +17,7 @@ from lmlab.errors import Refused
 from lmlab.scaling.approaches import allocate
 from lmlab.scaling.fit import bootstrap, fit, interval, load, predict
 from lmlab.scaling.forms import FORMS
-from lmlab.scaling.laws import CHINCHILLA, Chinchilla, flops
+from lmlab.scaling.laws import CHINCHILLA, Chinchilla, Kaplan, flops
 from lmlab.scaling.solve import best, minimise
 from lmlab.scaling.table import Runs, read
 
@@ -88,6 +88,63 @@ def test_warns_where_the_data_cannot_decide():
     assert "rise together" in warnings and "8 runs for 5 parameters" in warnings
 
 
+def test_a_law_that_cannot_be_is_said_to_be_none():
+    """The loss rises with tokens, and A goes past what a float can hold: a warning, and a law file that JSON can say."""
+    line = np.arange(1.0, 9.0)
+    values = {"params": line * 1e6, "tokens": (10 - line) * 1e9, "loss": 3 + 0.1 * (9 - line)}
+    runs = Runs({**values, "compute": flops(values["params"], values["tokens"])}, ["all"] * 8, list(range(8)), [])
+    found = fit(runs, "power-tokens", columns={}, loss="loss", group=None, bootstraps=20)
+    json.dumps(found, allow_nan=False)
+    assert any("exponent" in each and "not positive" in each for each in found["groups"]["all"]["warnings"])
+    for name, form in FORMS.items():
+        natural = form.natural(np.full((1, len(form.names)), 1e4))
+        assert all(np.isfinite(each).all() for each in natural.values()), name
+
+
+@pytest.mark.parametrize("law", ["kaplan", "kaplan-steps"])
+def test_kaplans_laws_come_back_from_runs_without_noise(law):
+    generator = np.random.default_rng(0)
+    params, other = (
+        10 ** generator.uniform(6, 9, 60),
+        10 ** generator.uniform(*((8, 10.5) if law == "kaplan" else (3, 5.5)), 60),
+    )
+    loss = Kaplan.joint(params, other) if law == "kaplan" else Kaplan.of_steps(params, other)
+    x = {"params": params, FORMS[law].features[1]: other, "loss": loss, "compute": params * other}
+    found = fit(Runs(x, ["all"] * 60, list(range(60)), []), law, columns={}, loss="loss", group=None, bootstraps=20)
+    constants = {key: each["value"] for key, each in found["groups"]["all"]["constants"].items()}
+    truth = {"N_c": Kaplan.N_c, "D_c": Kaplan.D_c, "a_N": Kaplan.a_N, "a_D": Kaplan.a_D}
+    if law == "kaplan-steps":
+        truth = {"N_c": Kaplan.steps_N_c, "S_c": Kaplan.steps_S_c, "a_N": Kaplan.steps_a_N, "a_S": Kaplan.steps_a_S}
+    assert constants == pytest.approx(truth, rel=1e-2)
+
+
+def test_laws_are_fitted_to_a_runs_own_log(tmp_path):
+    """metrics.jsonl: the learning curve in steps, and the critical batch out of the gradient noise scale, logged each 10 steps."""
+    rows = []
+    for step in range(1, 400):
+        loss = 40 * step**-0.6 + 2.0
+        noise = {"noise_scale": float(Kaplan.critical_batch(loss))} if step % 10 == 0 else {}
+        rows.append({"step": step, "loss": loss, **noise})
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run, law = CliRunner().invoke, tmp_path / "law.json"
+    asked = ["scale", "fit", str(log), "--loss", "loss", "--out", str(law), "--bootstraps", "20", "--json"]
+    curve = json.loads(run(app, [*asked, "--law", "steps", "--steps", "step"]).stdout)["groups"]["all"]["constants"]
+    assert (curve["a"]["value"], curve["b"]["value"], curve["c"]["value"]) == pytest.approx((40, -0.6, 2.0), rel=1e-3)
+    found = json.loads(run(app, [*asked, "--law", "critical-batch", "--batch", "noise_scale"]).stdout)
+    group = found["groups"]["all"]
+    assert group["runs"] == 39 and len(found["set_aside"]) == 360 and found["units"]["batch"] == "tokens"
+    constants = {name: each["value"] for name, each in group["constants"].items()}
+    assert constants == pytest.approx({"B_star": Kaplan.batch_star, "a_B": Kaplan.a_B}, rel=1e-4)
+    assert group["held_out"]["relative_error"]["max"] < 1e-4
+    predicted = json.loads(
+        run(app, ["scale", "predict", str(law), "--runs", str(log), "--loss", "loss", "--json"]).stdout
+    )
+    assert predicted["relative_error"]["max"] < 1e-4 and predicted["rows"][0]["measured"] == rows[9]["noise_scale"]
+    log.write_text('{"step": 1}\n[1]\n')
+    assert "is no JSON Lines file" in str(run(app, [*asked, "--law", "steps"]).exception)
+
+
 def test_isoflop_and_envelope_find_the_exponent():
     rows = [(c, n) for c in (1e18, 1e19, 1e20, 1e21) for n in TRUTH.allocation(c)[0] * 2 ** np.linspace(-2, 2, 7)]
     compute, params = np.array(rows).T
@@ -131,8 +188,15 @@ def test_the_commands_fit_predict_and_plan(tmp_path):
     result = run(app, ["scale", "fit", str(small), *args, "--bootstraps", "100", "--plot", str(plot)])
     assert result.exit_code == 0, result.output
     assert [row["line"] for row in json.loads(law.read_text())["set_aside"]] == [32, 33]
-    assert plot.read_text().startswith("<svg")
-    found = json.loads(run(app, ["scale", "predict", str(law), "--runs", str(large), "--loss", "val", "--json"]).output)
+    assert plot.read_text().startswith("<svg") and "FLOPs (6 N D)" in plot.read_text()
+    asked = ["scale", "predict", str(law), "--runs", str(large), "--loss", "val"]
+    found = json.loads(run(app, [*asked, "--plot", str(plot), "--json"]).output)
+    assert "above the prediction" in plot.read_text()
+    other = table(tmp_path / "other.csv", [{**row, "set": "y"} for row in rows[30:]])
+    refused = run(app, ["scale", "predict", str(law), "--runs", str(other), "--loss", "val"]).exception
+    assert str(refused) == "group 'y' was not fitted (known: x)"
+    refused = run(app, ["scale", "fit", str(small), *args[:-1], "--law", "isoflop", "--plot", str(plot)]).exception
+    assert "no residuals" in str(refused)
     assert found["relative_error"]["median"] < 0.01 and len(found["rows"]) == 10 and 0 <= found["coverage90"] <= 1
     planned = json.loads(
         run(app, ["scale", "plan", "--params", "7B", "--law", str(law), "--price", "2.5", "--json"]).output
@@ -153,6 +217,53 @@ def test_bad_tables_are_refused(tmp_path):
         load(path)
     with pytest.raises(Refused, match="no such file"):
         read(tmp_path / "none.csv", ("params",), {}, "loss")
+    with pytest.raises(Refused, match="no column 'tokens'"):
+        read(table(tmp_path / "few.csv", [{"params": 1, "loss": 1}]), ("params",), {}, "loss", max_warmup=0.5)
+    with pytest.raises(Refused, match="a folder"):
+        read(tmp_path, ("params",), {}, "loss")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "is empty"),
+        (b"params,tokens,loss\n", "no run can be used"),
+        (b"params;tokens;loss\n1e6;1e9;3\n", "no column 'params'"),
+        (b"params,tokens,loss,loss\n1e6,1e9,3,4\n", "2 columns 'loss'; expected one"),
+        (b"params,tokens,loss\n1e6,1e9,nan\n", "line 2: loss is nan, not positive"),
+        (b"params,tokens,loss\n1e6,1e9,-2\n", "line 2: loss is -2, not positive"),
+        (b"params,tokens,loss\n1e6,1e9\n", "line 2: loss is '', not a number"),
+        (b"params,tokens,loss\n1e6,1e9,x\n", "line 2: loss is 'x', not a number"),
+        (b"\x89PNG\xff\xfe\n", "is no CSV file in UTF-8"),
+    ],
+)
+def test_each_bad_table_is_refused_in_one_message(tmp_path, text, message):
+    (tmp_path / "runs.csv").write_bytes(text)
+    done = CliRunner().invoke(
+        app, ["scale", "fit", str(tmp_path / "runs.csv"), "--loss", "loss", "--out", str(tmp_path / "l")]
+    )
+    assert isinstance(done.exception, Refused) and message in str(done.exception) and not (tmp_path / "l").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": {}}, "no law file"),
+        ({"groups": {"all": {}}}, "no law file"),
+        ({"groups": {"all": {"theta": [1.0], "bootstrap": [[1.0]], "residuals": [0.0]}}}, "no law file"),
+        ({"columns": None}, "no law file"),
+        ({"law": "isoflop"}, "gives the best size and no loss"),
+        ({"law": "chinchila"}, "is not known; expected one of chinchilla"),
+    ],
+)
+def test_a_law_file_that_is_not_whole_is_refused(tmp_path, change, message):
+    group = {"theta": [20.0, 0.1], "bootstrap": [[20.0, 0.1]], "residuals": [0.0, 0.1]}
+    whole = {"law": "power-params", "columns": {}, "group": None, "seed": 0, "groups": {"all": group}}
+    (tmp_path / "law.json").write_text(json.dumps(whole))
+    assert load(tmp_path / "law.json") == whole
+    (tmp_path / "law.json").write_text(json.dumps(whole | change))
+    with pytest.raises(Refused, match=message):
+        load(tmp_path / "law.json")
 
 
 def test_the_solver_sums_and_goes_to_the_end():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,6 +133,23 @@ def load(reference: str) -> tuple[str, Claim]:
             raise Refused(f"claim '{reference}': no such file, and no claim of that name{nearest(reference, known)}")
         path = known[reference]
     return path.stem, read_claim(path)
+
+
+def chosen(settings: Sequence[str], scale: Scale, seeds: int | None) -> tuple[Scale, int | None]:
+    """`scale` and `seeds` with KEY=VALUE settings over them, as recipes take theirs. Raises Refused."""
+    for each in settings:
+        key, found, value = each.partition("=")
+        if not found or key not in ("scale", "seeds"):
+            raise Refused(f"claims: '{each}': expected scale=SCALE or seeds=COUNT; a claim's recipe stands in its file")
+        if key == "scale":
+            if value not in SCALES:
+                raise Refused(f"claims: scale={value}: there is no such scale{nearest(value, SCALES)}")
+            scale = next(known for known in SCALES if known == value)
+        elif not value.isdecimal():
+            raise Refused(f"claims: seeds={value}: expected a whole number of at least 3")
+        else:
+            seeds = int(value)
+    return scale, seeds
 
 
 def recipe_of(claim: Claim, scale: Scale, seeds: int, texts: Path) -> Document:

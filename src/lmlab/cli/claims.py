@@ -35,6 +35,9 @@ def claims_list(as_json: Json = False) -> None:
 @app.command("run")
 def claims_run(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A claim of `lmlab claims list`, or a claim's file.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="scale=medium or seeds=8, as the options.")
+    ] = None,
     scale: Annotated[
         Literal["small", "medium", "large"], typer.Option(help="small: minutes on 2 cores; medium and large: a GPU.")
     ] = "small",
@@ -43,9 +46,10 @@ def claims_run(
     as_json: Json = False,
 ) -> None:
     """Run a claim's experiment and judge it. What is finished is skipped, an interrupted run resumes."""
-    from lmlab.claims.claim import load
+    from lmlab.claims.claim import chosen, load
     from lmlab.claims.run import describe, run
 
+    scale, seeds = chosen(settings or [], scale, seeds)
     name, claim = load(name)
     place = out or Path("runs") / "claims" / (name if scale == "small" else f"{name}-{scale}")
     found = run(name, claim, scale, seeds or claim.seeds, place)

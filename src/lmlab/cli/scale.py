@@ -14,13 +14,16 @@ app = group("scale", "Scaling laws: fit, predict, plan, ladders, emergent abilit
 
 @app.command("fit")
 def scale_fit(
-    runs: Annotated[Path, typer.Argument(metavar="RUNS.csv", help="A table with a header, one run a row.")],
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS.csv", help="A table with a header, one run a row; or a .jsonl.")
+    ],
     loss: Annotated[str, typer.Option(metavar="COLUMN", help="The loss.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The law file to write.")],
     law: Annotated[
         str,
         typer.Option(
-            help="chinchilla, overtraining, kaplan, power-params, power-tokens, power-compute, gpt4, steps, envelope, isoflop."
+            help="chinchilla, overtraining, kaplan, kaplan-steps, critical-batch, "
+            "power-params, power-tokens, power-compute, gpt4, steps, envelope, isoflop."
         ),
     ] = "chinchilla",
     group: Annotated[str | None, typer.Option(metavar="COLUMN", help="One law for each value of this column.")] = None,
@@ -28,6 +31,9 @@ def scale_fit(
     tokens: Annotated[str, typer.Option(metavar="COLUMN", help="Training tokens.")] = "tokens",
     compute: Annotated[str, typer.Option(metavar="COLUMN", help="FLOPs; without such a column 6 N D.")] = "compute",
     steps: Annotated[str, typer.Option(metavar="COLUMN", help="Optimizer steps.")] = "steps",
+    batch: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Critical batch in tokens, such as noise_scale.")
+    ] = "batch",
     max_warmup: Annotated[
         float | None, typer.Option(help="Set runs aside whose warm-up is a larger share of their steps.")
     ] = None,
@@ -40,7 +46,11 @@ def scale_fit(
     """Fit a law to runs: constants with intervals, the error on the largest runs left out, warnings."""
     from lmlab.scaling.command import describe_fit, fit_file
 
-    columns = {"params": params, "tokens": tokens, "compute": compute, "steps": steps}
+    if plot is not None:
+        from lmlab.report.scaling import check
+
+        check(law)
+    columns = {"params": params, "tokens": tokens, "compute": compute, "steps": steps, "batch": batch}
     rows = {"max_warmup": max_warmup, "sequence_length": sequence_length}
     found = fit_file(runs, law, loss, out, columns, group, bootstraps=bootstraps, seed=seed, **rows)
     if plot is not None:
@@ -56,12 +66,24 @@ def scale_predict(
     law: Annotated[Path, typer.Argument(metavar="LAW.json", help="What scale fit wrote.")],
     runs: Annotated[Path, typer.Option(metavar="MORE.csv", help="Runs with the columns that the law was fitted with.")],
     loss: Annotated[str, typer.Option(metavar="COLUMN", help="The measured loss.")],
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw measured against predicted into this SVG.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict runs by a law file and compare with what was measured."""
     from lmlab.scaling.command import describe_predictions, predict_file
 
+    if plot is not None:
+        from lmlab.report.scaling import check
+
+        check()
     found = predict_file(law, runs, loss)
+    if plot is not None:
+        from lmlab.report.scaling import prediction_plot
+        from lmlab.run import write_atomic
+
+        write_atomic(plot, prediction_plot(found))
     show(found, as_json, describe_predictions(found))
 
 

@@ -216,6 +216,40 @@ def bars(name: str, title: str, places: Sequence[str], series: Sequence[Bars], *
         return _svg(figure, name, title)
 
 
+def scatter(name: str, title: str, series: Sequence[Line], *, x: str = "") -> str:
+    """A mark a run, `step` its place on the horizontal axis, with a whisker from `low` to `high` where they are given, and a
+    line at 0; the horizontal axis is logarithmic where it spans a factor of 10. Returns the SVG element; "" where there is
+    nothing to draw."""
+    shown = [each for each in series if each.step]
+    if not shown:
+        return ""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    with _styled():
+        figure = Figure(figsize=(5.0, 2.75))
+        axes = figure.add_subplot()
+        for index, each in enumerate(shown):
+            colour, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
+            ends = [[v - low, high - v] for v, low, high in zip(each.value, each.low, each.high)]
+            axes.errorbar(
+                each.step, each.value, yerr=list(zip(*ends)) or None, fmt=marker, color=colour, label=_label(each.label),
+                markersize=4.6, markeredgecolor=PAPER, markeredgewidth=0.7, elinewidth=1.0, linestyle="none",
+            )  # fmt: skip
+        axes.axhline(0.0, color=MUTED, linewidth=1.1)
+        places = [place for each in shown for place in each.step]
+        axes.set_xscale("log" if max(places) >= 10 * min(places) > 0 else "linear")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(x)
+        axes.set_title(title, loc="left", fontsize=10.5)
+        if len(shown) > MANY:
+            figure.legend(loc="outside lower left", ncols=4, columnspacing=1.2, handletextpad=0.4)
+        elif len(shown) > 1:
+            axes.legend(loc="best")
+        return _svg(figure, name, title)
+
+
 def _end(end: float, it: Score) -> float:
     """An unbounded whisker is not drawn."""
     return end if math.isfinite(end) else it.value

@@ -59,7 +59,8 @@ APPROACHES = {"envelope": envelope, "isoflop": isoflop}
 
 
 def allocate(runs: Runs, approach: str, *, bootstraps: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """N_opt = k C^a and D_opt = C / (6 N_opt) of each group; the interval of `a` by resampling the budgets' optima.
+    """N_opt = k C^a and D_opt = C / (6 N_opt) of each group; the interval of `a` by resampling the budgets' optima. `theta` is
+    (log k, a), `bootstrap` the resampled ones.
 
     Refused where fewer than two budgets have an optimum.
     """
@@ -76,8 +77,8 @@ def allocate(runs: Runs, approach: str, *, bootstraps: int = 1000, seed: int = 0
         a, k = np.polyfit(x, y, 1)
         generator = np.random.default_rng(seed)
         draws = [generator.integers(0, len(x), len(x)) for _ in range(bootstraps)]
-        slopes = [np.polyfit(x[draw], y[draw], 1)[0] for draw in draws if len(np.unique(x[draw])) > 1]
-        low, high = np.percentile(slopes, (5, 95)) if slopes else (np.nan, np.nan)
+        lines = [np.polyfit(x[draw], y[draw], 1) for draw in draws if len(np.unique(x[draw])) > 1]
+        low, high = np.percentile([slope for slope, _ in lines], (5, 95))
         few = len(points) < 4
         groups[name] = {
             "runs": len(mine["loss"]),
@@ -85,7 +86,8 @@ def allocate(runs: Runs, approach: str, *, bootstraps: int = 1000, seed: int = 0
                 "a": {"value": float(a), "low": float(low), "high": float(high)},
                 "b": {"value": float(1 - a), "low": float(1 - high), "high": float(1 - low)},
             },
-            "log_k": float(k),
+            "theta": [float(k), float(a)],
+            "bootstrap": [[float(f"{each:.8g}") for each in (height, slope)] for slope, height in lines],
             "optima": [dict(zip(("compute", "params", "loss"), row)) for row in points.tolist()],
             "warnings": [f"{len(points)} budgets with an optimum: a and b hang on each of them"] if few else [],
         }

@@ -23,7 +23,7 @@ def fit_file(
     if law not in {**FORMS, **APPROACHES}:
         raise Refused(f"fit: '{law}' is no law{nearest(law, [*FORMS, *APPROACHES])}")
     rows = {key: chosen.pop(key) for key in ("max_warmup", "sequence_length")}
-    needed = ("params", "compute") if law in APPROACHES else FORMS[law].features
+    needed = ("params", "compute") if law in APPROACHES else FORMS[law].needed
     runs = read(path, needed, columns, loss, group, **rows)
     found = allocate(runs, law, **chosen) if law in APPROACHES else fitting.fit(
         runs, law, columns=columns, loss=loss, group=group, **chosen
@@ -35,7 +35,7 @@ def fit_file(
 def predict_file(law_file: Path, path: Path, loss: str) -> dict[str, Any]:
     """Predict the runs of a table by a law file, with the columns that it was fitted with."""
     law = fitting.load(law_file)
-    return fitting.predict(law, read(path, FORMS[law["law"]].features, law["columns"], loss, law["group"]))
+    return fitting.predict(law, read(path, FORMS[law["law"]].needed, law["columns"], loss, law["group"]))
 
 
 def plan_for(given: Mapping[str, str | None], law_file: Path | None, **cost: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def plan_for(given: Mapping[str, str | None], law_file: Path | None, **cost: Any
     from lmlab.scaling.plan import plan
 
     wanted = {name: number(text, f"--{name}") for name, text in given.items() if text is not None}
-    return plan(wanted, fitting.load(law_file) if law_file else None, **cost)
+    return plan(wanted, fitting.load(law_file, APPROACHES) if law_file else None, **cost)
 
 
 def emergence_of(
@@ -91,10 +91,7 @@ def emergence_of_ladder(out: Path, scale: str) -> list[dict[str, Any]]:
 
 
 def describe_fit(found: Mapping[str, Any]) -> str:
-    lines = [
-        f"law: {found['law']}"
-        + (f"; {', '.join(map(str, found.get('columns', {}).values()))} -> {found['loss']}" if "loss" in found else "")
-    ]
+    lines = [f"law: {found['law']}" + (f"; {_columns(found)}" if "loss" in found else "")]
     lines += [f"set aside: {len(found['set_aside'])} rows"] if found["set_aside"] else []
     lines += [f"  line {row['line']}: {row['reason']}" for row in found["set_aside"][:5]]
     for name, group in found["groups"].items():
@@ -111,6 +108,11 @@ def describe_fit(found: Mapping[str, Any]) -> str:
             )
         lines += [f"  warning   {each}" for each in group["warnings"]]
     return "\n".join(lines)
+
+
+def _columns(found: Mapping[str, Any]) -> str:
+    columns, form = {**found["columns"], "loss": found["loss"]}, FORMS[found["law"]]
+    return f"{', '.join(columns[name] for name in form.features)} -> {columns[form.target]}"
 
 
 def describe_predictions(found: Mapping[str, Any]) -> str:
@@ -134,18 +136,29 @@ def describe_plan(found: Mapping[str, Any]) -> str:
         if "note" in row:
             lines.append(f"{row['law']:<30} {row['note']}")
             continue
-        dollars = "" if row["dollars"] is None else f"{row['dollars']:,.0f}"
         lines.append(
-            f"{row['law']:<30} {row['compute']:>9.3g} {row['params']:>9.3g} {row['tokens']:>9.3g} {row['loss']:>7.3f} "
-            f"{row['tokens_per_param']:>8.3g} {row['days']:>10.3g} {dollars:>12}"
+            f"{row['law']:<30} {_or_dash(row['compute'], '.3g'):>9} {_or_dash(row['params'], '.3g'):>9} "
+            f"{_or_dash(row['tokens'], '.3g'):>9} {_or_dash(row['loss'], '.3f'):>7} {_or_dash(row['tokens_per_param'], '.3g'):>8} "
+            f"{_or_dash(row['days'], '.3g'):>10} {_or_dash(row['dollars'], ',.0f'):>12}"
         )
-        if row.get("low"):
-            ends = [f"{q} {row['low'][q]:.3g}-{row['high'][q]:.3g}" for q in row["low"] if row["low"][q] is not None]
-            lines.append(f"{'':<30} 90%: {', '.join(ends)}")
+        ends = [(name, row["low"][name], row["high"][name]) for name in row.get("low", ())]
+        shown = [
+            f"{name} {low:.3g} {'and more' if high is None else f'to {high:.3g}'}" for name, low, high in ends if low
+        ]
+        lines += [f"{'':<30} 90%: {', '.join(shown)}"] if shown else []
+        if row.get("draws_without"):
+            lines.append(f"{'':<30} {row['draws_without']} resampled laws know no best size, and are left out")
+    if found["price"] is None:
+        lines.append("dollars: give --price, dollars an hour of one GPU")
+    lines.append("kaplan: parameters without embeddings, compute at a batch well below the critical one")
     lines.append(
         f"{found['gpus']} x {found['gpu']} at {found['utilisation']:.0%} of {found['peak_flops'] / 1e12:g} TFLOP/s"
     )
     return "\n".join(lines)
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def describe_emergence(found: Sequence[Mapping[str, Any]], by: Sequence[str], scale: str) -> str:

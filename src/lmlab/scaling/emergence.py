@@ -14,7 +14,6 @@ again with replacement, or, of fewer than five, with the residuals of the better
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -24,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from lmlab.errors import Refused, nearest
+from lmlab.errors import Refused
 from lmlab.measure import difference, mean
-from lmlab.scaling.table import number
+from lmlab.scaling.table import check_columns, number, table
 
 FEWEST = 6
 """Scales: a change-point, a level, a slope and what is left over."""
@@ -80,24 +79,16 @@ def read(
     of a scale are its units in their order. Of the metrics those in `blank` may be blank, and are NaN there. Refused where a
     column or a number is missing, or there are under six scales.
     """
-    if not path.is_file():
-        raise Refused(
-            f"{path}: no such file; expected a CSV file with a header, one row a model, or a row a model and item"
-        )
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        header = list(reader.fieldnames or [])
-        for column in (scale, *metrics, *by, *((unit,) if unit else ())):
-            if column not in header:
-                raise Refused(f"{path}: no column '{column}'{nearest(column, header)}")
+    with table(path, "a CSV file with a header, one row a model, or a row a model and item") as (reader, header):
+        check_columns(path, header, [scale, *metrics, *by, *([unit] if unit else [])])
         groups: dict[tuple[str, ...], list[tuple[float, str, list[float]]]] = {}
         seen: dict[tuple[tuple[str, ...], float], int] = {}
         for row in reader:
             where = f"{path}:{reader.line_num}: "
-            key, at = tuple(row[each] for each in by), number(row[scale], f"{where}{scale}")
+            key, at = tuple(row[each] or "" for each in by), number(row[scale] or "", f"{where}{scale}")
             turn = seen[key, at] = seen.get((key, at), -1) + 1
-            values = [_number(row[each], f"{where}{each}", each in blank) for each in metrics]
-            groups.setdefault(key, []).append((at, row[unit] if unit else str(turn), values))
+            values = [_number(row[each] or "", f"{where}{each}", each in blank) for each in metrics]
+            groups.setdefault(key, []).append((at, row[unit] or "" if unit else str(turn), values))
     for key, rows in groups.items():
         found = len({row[0] for row in rows})
         if found < FEWEST:
@@ -125,7 +116,7 @@ def _number(text: str, where: str, may_be_blank: bool) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise Refused(f"{where}: '{text}' is no number")
+        raise Refused(f"{where}: '{text or ''}' is no number")
     return value
 
 

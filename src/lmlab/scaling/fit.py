@@ -7,19 +7,24 @@ A prediction's interval joins two uncertainties: the parameters' (runs resampled
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lmlab.errors import Refused, nearest
+from lmlab.scaling.approaches import APPROACHES
 from lmlab.scaling.forms import FORMS, Form
 from lmlab.scaling.solve import DELTA, best, minimise
 from lmlab.scaling.table import UNITS, Runs
 
 HELD_OUT = 0.2
 """Share of a group's runs, those of most compute, that the held-out error leaves out."""
+FALLS = ("alpha", "beta", "exponent", "a_N", "a_D", "a_S", "a_B")
+"""Exponents by which the loss falls where they are positive."""
+STEEPEST = 3.0
+"""Published exponents lie below 1, that of steps too."""
 INTERVAL = (5.0, 95.0)
 
 
@@ -48,8 +53,8 @@ def fit(
         "law": law,
         "loss": loss,
         "group": group,
-        "columns": {name: columns.get(name, name) for name in form.features},
-        "units": {**{name: UNITS[name] for name in form.features}, "loss": "as in the table (nats a token, usually)"},
+        "columns": {name: columns.get(name, name) for name in form.needed},
+        "units": {name: UNITS[name] for name in (*form.needed, "loss")},
         "delta": DELTA,
         "seed": seed,
         "set_aside": runs.set_aside,
@@ -76,7 +81,7 @@ def interval(
 
 
 def _fit_group(form: Form, runs: Runs, bootstraps: int, seed: int) -> dict[str, Any]:
-    x, log_loss = runs.features(form.features), np.log(runs.values["loss"])
+    x, log_loss = runs.features(form.features), np.log(runs.values[form.target])
     theta, value = best(form, x, log_loss)
     thetas = bootstrap(form, x, log_loss, theta, bootstraps, seed)
     residuals = log_loss - form.predict(theta[None], x)[0][0]
@@ -101,12 +106,14 @@ def _fit_group(form: Form, runs: Runs, bootstraps: int, seed: int) -> dict[str, 
 
 
 def _held_out(form: Form, runs: Runs, bootstraps: int, seed: int) -> dict[str, Any] | None:
-    """The law fitted without the runs of most compute (of most of its first quantity where compute is unknown), on them."""
-    order = np.argsort(runs.values.get("compute", runs.values[form.features[0]]), kind="stable")
+    """The law fitted without the runs of most compute (of most of its first quantity where compute is unknown, of the least
+    loss where that is the quantity), on them."""
+    size = runs.values.get("compute", runs.values[form.features[0]])
+    order = np.argsort(size if form.target == "loss" else -runs.values["loss"], kind="stable")
     kept = min(len(order) - 1, round((1 - HELD_OUT) * len(order)))
     if kept <= len(form.names):
         return None
-    x, loss = runs.features(form.features), runs.values["loss"]
+    x, loss = runs.features(form.features), runs.values[form.target]
     small, large = order[:kept], order[kept:]
     theta, _ = best(form, x[small], np.log(loss[small]))
     thetas = bootstrap(form, x[small], np.log(loss[small]), theta, bootstraps, seed)
@@ -130,31 +137,56 @@ def _warnings(form: Form, x: np.ndarray, constants: Mapping[str, Mapping[str, fl
     for name, each in constants.items():
         limit = 0.25 if name in ("E", "c") else 0.5
         wide = (each["high"] - each["low"]) / max(abs(each["value"]), 1e-12)
-        if name in ("E", "c", "alpha", "beta", "exponent", "a_N", "a_D", "b") and wide > limit:
+        if name in ("E", "c", "b", *FALLS) and wide > limit:
             found.append(
                 f"{name} = {each['value']:.3g} is not decided by these runs: 90% interval {each['low']:.3g} to {each['high']:.3g}"
+            )
+        if name in FALLS and each["value"] <= 0:
+            found.append(
+                f"{name} = {each['value']:.3g} is not positive: by these runs the loss does not fall with more of it"
+            )
+        elif name in FALLS and each["value"] > STEEPEST:
+            found.append(
+                f"{name} = {each['value']:.3g} is steeper than any law known: its term fits a few runs, and says nothing"
             )
     if x.shape[1] == 2:
         logs = np.log(x)
         if min(len(np.unique(logs[:, i])) for i in range(2)) < 3:
             found.append("fewer than 3 different values of one quantity: its exponent and E cannot be told apart")
-        elif abs(np.corrcoef(logs.T)[0, 1]) > 0.95:
-            found.append("params and tokens rise together (correlation above 0.95): their terms cannot be told apart")
+        elif abs(together := np.corrcoef(logs.T)[0, 1]) > 0.95:
+            how = (
+                "rise together (correlation above 0.95)"
+                if together > 0
+                else "go opposite ways (correlation below -0.95)"
+            )
+            found.append(f"{' and '.join(form.features)} {how}: their terms cannot be told apart")
     for name, column in zip(form.features, x.T):
-        if column.max() < 10 * column.min():
+        if name != "loss" and column.max() < 10 * column.min():
             found.append(f"{name} spans less than a factor of 10")
     return found
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A law file; Refused where it is none."""
+def load(path: Path, others: Collection[str] = ()) -> dict[str, Any]:
+    """A law file; Refused where it is none, or not whole. `others` are laws that are no form for the loss, with two
+    parameters."""
+    expected = f"{path}: no law file; expected what lmlab scale fit --out wrote"
     try:
         law = json.loads(path.read_text(encoding="utf-8"))
-        if law["law"] not in FORMS:
-            raise Refused(f"{path}: law '{law['law']}' predicts no run{nearest(law['law'], FORMS)}")
-        return law if law["groups"] else {}["groups"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Refused(f"{path}: no law file; expected what lmlab scale fit --out wrote") from None
+        name = law["law"]
+        if name not in {*FORMS, *others}:
+            why = "gives the best size and no loss" if name in APPROACHES else "is not known"
+            raise Refused(f"{path}: law '{name}' {why}; expected one of {', '.join([*FORMS, *others])}")
+        size = len(FORMS[name].names) if name in FORMS else 2
+        numbers = [[group["theta"], *group["bootstrap"]] for group in law["groups"].values()]
+        whole = all(np.isfinite(np.array(each, float)).all() and np.shape(each)[1:] == (size,) for each in numbers)
+        if name in FORMS:
+            whole &= isinstance(law["columns"], dict) and {"group", "seed"} <= law.keys()
+            whole &= all(len(group["residuals"]) > 0 for group in law["groups"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Refused(expected) from None
+    if not (numbers and whole):
+        raise Refused(expected)
+    return law
 
 
 def predict(law: Mapping[str, Any], runs: Runs) -> dict[str, Any]:
@@ -169,7 +201,7 @@ def predict(law: Mapping[str, Any], runs: Runs) -> dict[str, Any]:
         x = mine.features(form.features)
         low, high = interval(form, x, np.array(fitted["bootstrap"]), np.array(fitted["residuals"]), law["seed"])
         value = np.exp(form.predict(np.array(fitted["theta"])[None], x)[0][0])
-        for line, at, guess, bottom, top, loss in zip(mine.line, x, value, low, high, mine.values["loss"]):
+        for line, at, guess, bottom, top, loss in zip(mine.line, x, value, low, high, mine.values[form.target]):
             error = abs(guess / loss - 1)
             rows.append(
                 {

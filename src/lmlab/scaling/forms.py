@@ -25,6 +25,13 @@ class Form:
     predict: Predict
     starts: np.ndarray
     natural: Callable[[np.ndarray], dict[str, np.ndarray]]
+    target: str = "loss"
+    """The quantity that the form is of. A law's "log L" is the logarithm of it."""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The quantities beside the loss."""
+        return tuple(name for name in (*self.features, self.target) if name != "loss")
 
 
 def _grid(*axes: Sequence[float]) -> np.ndarray:
@@ -82,13 +89,26 @@ def _power_above(theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return found, np.stack([first, -first * log_x, second], -1)
 
 
+def _kaplan_steps(theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """log L = LSE(a_N (n - log N), a_S (s - log S)), theta = (n, s, a_N, a_S): L(N, S_min) of 2001.08361."""
+    n, s, a_n, a_s = (theta[:, i, None] for i in range(4))
+    of_n, of_s = n - np.log(x[:, 0]), s - np.log(x[:, 1])
+    found, (first, second) = _sum_of_exponentials([a_n * of_n, a_s * of_s])
+    return found, np.stack([first * a_n, second * a_s, first * of_n, second * of_s], -1)
+
+
+def _exp(logs: np.ndarray) -> np.ndarray:
+    """exp, finite: what runs leave wide open would not be a number that JSON can say."""
+    return np.exp(np.clip(logs, -700.0, 700.0))
+
+
 def _powers_of(column: str) -> Form:
     return Form(
         (column,),
         ("log scale", "exponent"),
         _power,
         _grid((10, 20, 30, 40), (0.03, 0.05, 0.1, 0.2)),
-        lambda t: {"scale": np.exp(t[:, 0]), "exponent": t[:, 1]},
+        lambda t: {"scale": _exp(t[:, 0]), "exponent": t[:, 1]},
     )
 
 
@@ -98,7 +118,7 @@ def _powers_above(column: str) -> Form:
         ("log a", "b", "log c"),
         _power_above,
         _grid((0, 5, 10, 15), (0.05, 0.1, 0.3, 0.6, 1.0), (-2, -1, 0, 0.5, 1)),
-        lambda t: {"a": np.exp(t[:, 0]), "b": -t[:, 1], "c": np.exp(t[:, 2])},
+        lambda t: {"a": _exp(t[:, 0]), "b": -t[:, 1], "c": _exp(t[:, 2])},
     )
 
 
@@ -110,21 +130,36 @@ FORMS: dict[str, Form] = {
         ("log A", "log B", "log E", "alpha", "beta"),
         _chinchilla,
         _grid(FIVES, FIVES, (-1.0, -0.5, 0.0, 0.5, 1.0), HALVES, HALVES),
-        lambda t: {"E": np.exp(t[:, 2]), "A": np.exp(t[:, 0]), "B": np.exp(t[:, 1]), "alpha": t[:, 3], "beta": t[:, 4]},
+        lambda t: {"E": _exp(t[:, 2]), "A": _exp(t[:, 0]), "B": _exp(t[:, 1]), "alpha": t[:, 3], "beta": t[:, 4]},
     ),
     "overtraining": Form(
         ("params", "tokens"),
         ("log A", "log B", "log E", "eta"),
         _tied,
         _grid(FIVES, FIVES, (-1.0, -0.5, 0.0, 0.5, 1.0), (0.1, 0.3, 0.5, 1.0)),
-        lambda t: {"E": np.exp(t[:, 2]), "A": np.exp(t[:, 0]), "B": np.exp(t[:, 1]), "alpha": t[:, 3], "beta": t[:, 3]},
+        lambda t: {"E": _exp(t[:, 2]), "A": _exp(t[:, 0]), "B": _exp(t[:, 1]), "alpha": t[:, 3], "beta": t[:, 3]},
     ),
     "kaplan": Form(
         ("params", "tokens"),
         ("log N_c", "log D_c", "a_N", "a_D"),
         _kaplan,
         _grid((20, 25, 30, 35), (20, 25, 30, 35), (0.05, 0.1, 0.2, 0.4), (0.05, 0.1, 0.2, 0.4)),
-        lambda t: {"N_c": np.exp(t[:, 0]), "D_c": np.exp(t[:, 1]), "a_N": t[:, 2], "a_D": t[:, 3]},
+        lambda t: {"N_c": _exp(t[:, 0]), "D_c": _exp(t[:, 1]), "a_N": t[:, 2], "a_D": t[:, 3]},
+    ),
+    "kaplan-steps": Form(
+        ("params", "steps"),
+        ("log N_c", "log S_c", "a_N", "a_S"),
+        _kaplan_steps,
+        _grid((20, 25, 30, 35), (2, 6, 10), (0.05, 0.1, 0.2, 0.4), (0.3, 0.6, 1.0)),
+        lambda t: {"N_c": _exp(t[:, 0]), "S_c": _exp(t[:, 1]), "a_N": t[:, 2], "a_S": t[:, 3]},
+    ),
+    "critical-batch": Form(
+        ("loss",),
+        ("a_B log B*", "1 / a_B"),
+        _power,
+        _grid((0.5, 1, 2, 4), (2, 5, 10)),
+        lambda t: {"B_star": _exp(t[:, 0] * t[:, 1]), "a_B": 1 / t[:, 1]},
+        target="batch",
     ),
     "power-params": _powers_of("params"),
     "power-tokens": _powers_of("tokens"),
@@ -133,5 +168,6 @@ FORMS: dict[str, Form] = {
     "steps": _powers_above("steps"),
 }
 """chinchilla: approach 3 from its 4,500 starts. overtraining: the same with alpha = beta.
-kaplan: the joint L(N, D). power-*: one power law, nothing below it. gpt4:
+kaplan: the joint L(N, D). kaplan-steps: L(N, S). critical-batch:
+B_crit(L) = B* / L^(1 / a_B). power-*: one power law, nothing below it. gpt4:
 L(C) = a C^b + c. steps: the same in optimizer steps, for a learning curve."""

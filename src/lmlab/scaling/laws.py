@@ -141,6 +141,21 @@ class Chinchilla:
         return 10.0**high
 
 
+@dataclass(frozen=True)
+class Joint(Chinchilla):
+    """Kaplan's joint L(N, D) with fitted constants: a sum of powers as Chinchilla's, E = 0 and beta = 1, to the power a_D;
+    what is best for the sum is best for its power."""
+
+    a_D: float = 1.0
+
+    @classmethod
+    def of(cls, N_c: float, D_c: float, a_N: float, a_D: float) -> Joint:
+        return cls(E=0.0, A=N_c ** (a_N / a_D), B=D_c, alpha=a_N / a_D, beta=1.0, a_D=a_D)
+
+    def loss(self, params: Array, tokens: Array) -> Array:
+        return super().loss(params, tokens) ** self.a_D
+
+
 CHINCHILLA = {
     "hoffmann": Chinchilla(1.69, 406.4, 410.7, 0.34, 0.28),
     "hoffmann-unrounded": Chinchilla(1.6934, 406.4, 410.7, 0.3392, 0.2849),

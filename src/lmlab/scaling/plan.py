@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lmlab.device.hardware import find
 from lmlab.errors import Refused
+from lmlab.scaling.approaches import APPROACHES
 from lmlab.scaling.forms import FORMS
-from lmlab.scaling.laws import CHINCHILLA, PF_DAY, Chinchilla, Kaplan
+from lmlab.scaling.laws import CHINCHILLA, PF_DAY, Chinchilla, Joint, Kaplan
 
 QUANTITIES = ("compute", "params", "tokens", "loss")
 DRAWS = 300
@@ -60,11 +61,14 @@ def plan(
     utilisation: float = 0.4,
     price: float | None = None,
 ) -> dict[str, Any]:
-    """`given` is one of QUANTITIES; `law` a law file of the law chinchilla or overtraining. `price` is dollars an hour of
-    one GPU. Rows: `law`, the four quantities, `low` and `high` (90%, of a law file; published laws come without the draws
-    that an interval needs), `tokens_per_param`, `days`, `dollars`."""
+    """`given` is one of QUANTITIES; `law` a law file, of any law but those of steps and batches. `price` is dollars an hour of one
+    GPU. Rows: `law`, the four quantities (None where the law knows one of them not), `low` and `high` (90%, of a law file;
+    published laws come without the draws that an interval needs), `tokens_per_param`, `days`, `dollars`, and a `note` where
+    there is no answer."""
     if len(given) != 1:
         raise Refused(f"plan: give exactly one of --compute, --params, --tokens, --loss; found {len(given)}")
+    if law and law["law"] in FORMS and {"steps", "batch"} & {*FORMS[law["law"]].needed}:
+        raise Refused(f"plan: a law of steps or batches, '{law['law']}', answers none of {', '.join(QUANTITIES)}")
     peak = find(gpu).peak["bfloat16"]
     if not 0 < utilisation <= 1 or gpus < 1 or (price is not None and price < 0):
         raise Refused("plan: --utilisation lies in (0, 1], --gpus is at least 1, --price is not negative")
@@ -76,12 +80,18 @@ def plan(
     rows += [_fitted(key, group, law["law"], name, value) for key, group in law["groups"].items()] if law else []
     speed = peak * utilisation * gpus
     for row in rows:
-        if not np.isfinite(row["compute"]) or row["compute"] <= 0:
-            row.update(dict.fromkeys(QUANTITIES), **{name: value}, note="this law reaches no such loss")
-            continue
-        row["tokens_per_param"] = row["tokens"] / row["params"]
-        row["days"] = row["compute"] / speed / 86400
-        row["dollars"] = None if price is None else row["days"] * 24 * gpus * price
+        known = {quantity: row.pop(quantity) for quantity in QUANTITIES if quantity in row}
+        row.update(dict.fromkeys(QUANTITIES) | {name: value})
+        if not known:
+            row["note"] = f"this law gives no answer from {name}"
+        elif not all(0 < each < np.inf for each in known.values()):
+            row["note"] = "this law reaches no such loss"
+        else:
+            row.update(known)
+        both = row["params"] and row["tokens"]
+        row["tokens_per_param"] = row["tokens"] / row["params"] if both else None
+        row["days"] = row["compute"] / speed / 86400 if row["compute"] and "note" not in row else None
+        row["dollars"] = None if price is None or row["days"] is None else row["days"] * 24 * gpus * price
     return {
         "given": {name: value},
         "gpu": gpu, "gpus": gpus, "utilisation": utilisation, "price": price, "peak_flops": peak,
@@ -89,28 +99,65 @@ def plan(
     }  # fmt: skip
 
 
+Solve = Callable[[str, float], dict[str, float]]
+"""(the quantity given, its value) to the quantities that a law knows then; empty where it knows nothing of the one given."""
+
+
+def solver(law: str, theta: Sequence[float]) -> Solve | None:
+    """How a fitted law answers; None where these parameters know no best size, an exponent of them not being positive.
+
+    chinchilla, overtraining, kaplan: all four quantities. envelope, isoflop: compute, params and tokens. The laws of one quantity:
+    that one and the loss.
+    """
+    if law in APPROACHES:
+        log_k, a = theta
+        return (lambda given, value: by_power(log_k, a, given, value)) if 0 < a < 1 else None
+    natural = {name: each[0] for name, each in FORMS[law].natural(np.array([theta])).items()}
+    if law in ("chinchilla", "overtraining", "kaplan"):
+        best = Joint.of(**natural) if law == "kaplan" else Chinchilla(**natural)
+        known = min(best.alpha, best.beta) > 0 and (not isinstance(best, Joint) or best.a_D > 0)
+        return (lambda given, value: by_chinchilla(best, given, value)) if known else None
+    (x,) = FORMS[law].features
+    if law == "gpt4":
+        log_a, b, c = theta[0], theta[1], natural["c"]
+    else:
+        log_a, b, c = theta[0] * theta[1], theta[1], 0.0
+    return (lambda given, value: by_one(x, log_a, b, c, given, value)) if b > 0 else None
+
+
+def by_power(log_k: float, a: float, given: str, value: float) -> dict[str, float]:
+    """N_opt = k C^a and D_opt = C / (6 N_opt): the best size without a form for the loss."""
+    if given == "loss":
+        return {}
+    log_d, b = -log_k - np.log(6.0), 1 - a
+    logs = {"compute": (0.0, 1.0), "params": (log_k, a), "tokens": (log_d, b)}
+    log_c = (np.log(value) - logs[given][0]) / logs[given][1]
+    return {name: float(np.exp(np.clip(height + slope * log_c, -700, 700))) for name, (height, slope) in logs.items()}
+
+
+def by_one(x: str, log_a: float, b: float, c: float, given: str, value: float) -> dict[str, float]:
+    """L = c + a x^-b: `x` and the loss, each from the other; infinite at or below c."""
+    if given == x:
+        return {x: value, "loss": float(c + np.exp(log_a - b * np.log(value)))}
+    if given != "loss":
+        return {}
+    return {x: float(np.exp(min(700.0, (log_a - np.log(value - c)) / b))) if value > c else np.inf, "loss": value}
+
+
 def _fitted(name: str, group: Mapping[str, Any], law: str, given: str, value: float) -> dict[str, Any]:
-    if law not in ("chinchilla", "overtraining"):
-        raise Refused(f"plan: a law file of '{law}' gives no best size; fit --law chinchilla or overtraining")
-
-    def laws(theta: np.ndarray) -> list[Chinchilla]:
-        natural = FORMS[law].natural(theta)
-        return [
-            Chinchilla(*row) for row in np.stack([natural[k] for k in ("E", "A", "B", "alpha", "beta")], 1).tolist()
-        ]
-
-    (best,) = laws(np.array(group["theta"])[None])
-    # a resample whose exponent is not positive knows no best size: it is left out, and counted
-    draws = [each for each in laws(np.array(group["bootstrap"][:DRAWS])) if min(each.alpha, each.beta) > 0]
-    found = [by_chinchilla(each, given, value) for each in draws]
-    ends = {}
-    for quantity in QUANTITIES:
-        known = [each[quantity] for each in found if np.isfinite(each[quantity])]
-        ends[quantity] = np.percentile(known, (5, 95)).tolist() if len(known) > 10 else [None, None]
-    return {
-        "law": f"fitted: {name}",
-        **(by_chinchilla(best, given, value) if min(best.alpha, best.beta) > 0 else {"compute": float("inf")}),
-        "low": {quantity: each[0] for quantity, each in ends.items()},
-        "high": {quantity: each[1] for quantity, each in ends.items()},
-        "draws_without": min(DRAWS, len(group["bootstrap"])) - int(sum(np.isfinite(each["compute"]) for each in found)),
-    }
+    """The row of a law file's group. An end of an interval is None where it has no bound: more than a twentieth of the
+    resampled laws never reach the loss."""
+    with np.errstate(all="ignore"):
+        best = solver(law, group["theta"])
+        row: dict[str, Any] = {"law": f"fitted: {name}", **(best(given, value) if best else {})}
+        if not row.keys() & set(QUANTITIES):
+            return row
+        # a resample whose exponent is not positive knows no best size: it is left out, and counted
+        solvers = [solver(law, theta) for theta in group["bootstrap"][:DRAWS]]
+        found = [solve(given, value) for solve in solvers if solve is not None]
+    low, high = {}, {}
+    for quantity in (each for each in QUANTITIES if each in row and each != given):
+        values = [each[quantity] if np.isfinite(each[quantity]) else np.inf for each in found]
+        ends = np.percentile(values, (5, 95), method="nearest").tolist() if len(values) > 10 else [np.inf, np.inf]
+        low[quantity], high[quantity] = (end if np.isfinite(end) else None for end in ends)
+    return {**row, "low": low, "high": high, "draws_without": len(solvers) - len(found)}

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from lmlab.errors import Refused, nearest
 from lmlab.scaling.laws import flops
 
-UNITS = {"params": "parameters", "tokens": "tokens", "compute": "FLOPs", "steps": "optimizer steps"}
+UNITS = {
+    "params": "parameters", "tokens": "tokens", "compute": "FLOPs", "steps": "optimizer steps", "batch": "tokens",
+    "loss": "as in the table (nats a token, usually)",
+}  # fmt: skip
 SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 
@@ -36,6 +41,48 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+class Lines:
+    """The objects of a JSON Lines file as csv.DictReader has rows: texts, and None for what a line has not."""
+
+    def __init__(self, file: TextIO):
+        self.rows, self.line_num = [json.loads(line) for line in file if line.strip()], 0
+        if not all(isinstance(row, dict) for row in self.rows):
+            raise ValueError("a line is no object")
+        self.fieldnames = list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def __iter__(self) -> Iterator[dict[str, str | None]]:
+        for row in self.rows:
+            self.line_num += 1
+            yield {name: str(row[name]) if name in row else None for name in self.fieldnames}
+
+
+@contextlib.contextmanager
+def table(path: Path, what: str) -> Generator[tuple[csv.DictReader[str] | Lines, list[str]], None, None]:
+    """The rows of a CSV file, or of a JSON Lines file such as a run's metrics.jsonl, and the names of its columns; Refused
+    where it is none, `what` says what was expected."""
+    if not path.is_file():
+        raise Refused(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected {what}")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            reader = Lines(file) if path.suffix == ".jsonl" else csv.DictReader(file)
+            header = list(reader.fieldnames or [])
+            if not header:
+                raise Refused(f"{path}: is empty; expected {what}")
+            yield reader, header
+        except (ValueError, csv.Error) as error:
+            kind = "JSON Lines" if path.suffix == ".jsonl" else "CSV"
+            raise Refused(f"{path}: is no {kind} file in UTF-8 ({error}); expected {what}") from None
+
+
+def check_columns(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
+    """Refused where a column is missing, or stands there twice: which of the two is meant nobody knows."""
+    for column in wanted:
+        if column not in header:
+            raise Refused(f"{path}: no column '{column}'{nearest(column, header)}")
+        if header.count(column) > 1:
+            raise Refused(f"{path}: {header.count(column)} columns '{column}'; expected one")
 
 
 @dataclass(frozen=True)
@@ -71,37 +118,37 @@ def read(
     max_warmup: float | None = None,
     sequence_length: int = 2048,
 ) -> Runs:
-    """The runs of a CSV file.
+    """The runs of a CSV or JSON Lines file.
 
-    `needed` are quantities (params, tokens, compute, steps), `columns` their columns. Without a column for compute it is
+    `needed` are quantities (params, tokens, compute, steps, batch), `columns` their columns. Without a column for compute it is
     6 N D. A row with a missing, non-numeric or non-positive value is set aside with its line and the reason.
     `max_warmup` sets aside runs whose warm-up (column `warmup`, in steps) is a larger share of their steps: tokens over
     `global_bs` sequences of `sequence_length`.
     """
-    if not path.is_file():
-        raise Refused(f"{path}: no such file; expected a CSV file with a header, one run a row")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        header = list(reader.fieldnames or [])
+    with table(path, "a CSV file with a header, one run a row") as (reader, header):
         wanted = dict.fromkeys(needed)
         derive = "compute" in wanted and columns.get("compute", "compute") not in header
         if derive:
             wanted = dict.fromkeys([*(each for each in needed if each != "compute"), "params", "tokens"])
         elif {"params", "tokens"} <= {name for name in ("params", "tokens") if columns.get(name, name) in header}:
             wanted |= dict.fromkeys(("params", "tokens"))
+        if max_warmup is not None:
+            wanted |= {"tokens": None}
         source = {name: columns.get(name, name) for name in wanted} | {"loss": loss}
         extra = [] if max_warmup is None else ["warmup", "global_bs"]
-        for column in [*source.values(), *([group] if group else []), *extra]:
-            if column not in header:
-                raise Refused(f"{path}: no column '{column}'{nearest(column, header)}")
+        check_columns(path, header, [*source.values(), *([group] if group else []), *extra])
         rows: list[list[float]] = []
         groups, lines, aside = [], [], []
         for row in reader:
             try:
                 values = [_positive(row[column], column) for column in source.values()]
+                if group and not row[group]:
+                    raise ValueError(f"{group} is empty")
                 if max_warmup is not None:
                     batch = _positive(row["global_bs"], "global_bs") * sequence_length
-                    share = float(row["warmup"]) * batch / _positive(row[source["tokens"]], source["tokens"])
+                    share = (
+                        _number(row["warmup"], "warmup") * batch / _positive(row[source["tokens"]], source["tokens"])
+                    )
                     if share > max_warmup:
                         raise ValueError(f"warm-up is {share:.0%} of its steps")
             except ValueError as error:
@@ -119,11 +166,15 @@ def read(
     return Runs(found, groups, lines, aside)
 
 
-def _positive(text: str | None, column: str) -> float:
+def _number(text: str | None, column: str) -> float:
     try:
-        value = float(text or "")
+        return float(text or "")
     except ValueError:
         raise ValueError(f"{column} is '{text or ''}', not a number") from None
+
+
+def _positive(text: str | None, column: str) -> float:
+    value = _number(text, column)
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{column} is {text}, not positive")
     return value
