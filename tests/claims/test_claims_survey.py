@@ -39,6 +39,7 @@ def test_there_are_the_fifteen_and_both_controls():
     found = {name: read_claim(path) for name, path in CLAIMS.items()}
     assert sum(claim.control is None for claim in found.values()) >= 15
     assert {claim.control for claim in found.values()} == {None, "positive", "negative"}
+    assert [name for name in CLAIMS if kept_result(name) is None] == [], "every claim is shipped with what came out"
 
 
 @pytest.mark.parametrize("name", CLAIMS)
