@@ -160,7 +160,8 @@ def test_the_shipped_ladder_has_rungs_enough_for_a_verdict() -> None:
 
 TINY = [
     "corpus.sources[0].arithmetic.documents=4000", "ladder.budgets=[2e8,4e8,8e8,1.6e9,3.2e9,6.4e9]", "ladder.max_epochs=50",
-    "pretrain.model.layers=1", "pretrain.batch_tokens=256", "sft.train.steps=4", "sft.rows=4", "sft.test_items=8", "abilities.items=12", "seeds=[0]",
+    "pretrain.model.layers=1", "pretrain.batch_tokens=256", "sft.train.steps=4", "sft.rows=4", "sft.test_items=8",
+    "abilities.items=12", "seeds=[0]",
 ]  # fmt: skip
 
 

@@ -6,9 +6,11 @@
     words    The sum of 47 and 25 is 72
 
 A document has a few lines of one way, each with its line end: what ends a document is no target of training, so without one
-nothing would say where an answer ends (and `corpus.normalise` takes the last one away). **Pairs are held out, not lines**: one in eight unordered pairs of numbers from 10 on
-belongs to the test, by a hash of the two, and stands as the operands of no line of any document, whatever the operation,
-the order and the way. (Pairs with a one-digit number, the tables that columns are made of, are never held out.)
+nothing would say where an answer ends (and `corpus.normalise` takes the last one away).
+
+**Pairs are held out, not lines**: one in eight unordered pairs of numbers from 10 on belongs to the test, by a hash of the two,
+and stands as the operands of no line of any document, whatever the operation, the order and the way. (Pairs with a one-digit
+number, the tables that columns are made of, are never held out.)
 """
 
 from __future__ import annotations
