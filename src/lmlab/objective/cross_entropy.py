@@ -93,7 +93,7 @@ def _gradients(
         inside, place = _places(target, len(head), part)
         found = [_piece(hidden, head, bias_V, place, softcap, piece, run) for piece in pieces]
         shares, log_z = _normaliser(found, part)
-        own = sum(torch.where(inside, each.own, 0.0) for each in found)
+        own = torch.where(inside, torch.stack([each.own for each in found]).sum(0), 0.0)
         own = part.total(own) if part else own
         nats.append(((log_z - own) * weight)[:, 0])
         if z_weight:
@@ -136,7 +136,8 @@ def _piece(
     inside = (place - piece.start).clamp(0, logits.shape[1] - 1)
     own = logits.gather(1, inside).to(wide_type(logits))
     own = torch.where(here, _capped(own, None if bias is None else bias[inside], softcap), 0.0)
-    return _Piece(*run(_exponentials)(logits, bias, softcap), own)
+    exponentials, largest, total = run(_exponentials)(logits, bias, softcap)
+    return _Piece(exponentials, largest, total, own)
 
 
 def _exponentials(logits: Tensor, bias: Tensor | None, softcap: float | None) -> tuple[Tensor, Tensor, Tensor]:
