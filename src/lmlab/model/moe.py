@@ -152,8 +152,10 @@ class MoE(nn.Module):
             real_N = routing.real_N
             loss, load_E = balance_loss(probabilities_NE, chosen_NC, real_N, self.total)
             square_N = logits_NE.logsumexp(-1).square()
-            real = torch.full_like(square_N[0], len(square_N)) if real_N is None else real_N.sum()
-            square = square_N.sum() if real_N is None else (square_N * real_N).sum()
+            # Of one type, padding or not: ranks of which some have padding add these up.
+            weight_N = torch.ones_like(square_N) if real_N is None else real_N.to(square_N.dtype)
+            real = weight_N.sum()
+            square = square_N.sum() if real_N is None else (square_N * weight_N).sum()
             routing.z.append(square / self.total(real).clamp_min(1))
             routing.balance.append(loss)
             routing.load_E.append(load_E.detach())
@@ -189,11 +191,17 @@ class MoE(nn.Module):
 
     def dispatch(self, x_ND: Tensor, weights_NC: Tensor, chosen_NC: Tensor) -> Tensor:
         """Each expert's rows together; rows of weight 0 are not computed."""
+        token_X, choice_X, sizes = self.taken(weights_NC, chosen_NC)
+        found_XD = self.experts(x_ND[token_X], sizes)
+        weight_X = weights_NC[token_X, choice_X]
+        out_ND = torch.zeros(x_ND.shape, dtype=wide_type(x_ND), device=x_ND.device)
+        return out_ND.index_add(0, token_X, wide(found_XD) * weight_X[:, None]).to(found_XD.dtype)
+
+    def taken(self, weights_NC: Tensor, chosen_NC: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """Tokens sorted by their expert, the places (of C) of these choices, and how many each expert takes. May be replaced
+        where there are no values to choose by."""
         token_X, choice_X = (weights_NC > 0).nonzero(as_tuple=True)
         expert_X = chosen_NC[token_X, choice_X]
         order = expert_X.argsort(stable=True)
-        token_X, weight_X = token_X[order], weights_NC[token_X, choice_X][order]
         sizes = torch.bincount(expert_X, minlength=self.moe.experts).tolist()
-        found_XD = self.experts(x_ND[token_X], sizes)
-        out_ND = torch.zeros(x_ND.shape, dtype=wide_type(x_ND), device=x_ND.device)
-        return out_ND.index_add(0, token_X, wide(found_XD) * weight_X[:, None]).to(found_XD.dtype)
+        return token_X[order], choice_X[order], sizes

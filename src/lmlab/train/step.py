@@ -67,6 +67,19 @@ def accumulate(
     A network's auxiliary losses (the balance of experts) are statistics of a micro-batch, not sums over it: they are
     averaged over the micro-batches, so cutting a step differently does change them.
     """
+    return backward(forward, objective, batches, precision_name, after_each, layout, scale).numbers()
+
+
+def backward(
+    forward: Callable[[Any], tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]],
+    objective: Objective,
+    batches: list[Any],
+    precision_name: str,
+    after_each: Callable[[], None] | None = None,
+    layout: Layout | None = None,
+    scale: float = 1.0,
+) -> Tally:
+    """As `accumulate`; the numbers are left where they are, so that nothing waits for a value."""
     layout = layout or Layout()
     tally = Tally(objective, batches, layout)
     device = layout.world.device
@@ -78,7 +91,7 @@ def accumulate(
             (total if scale == 1.0 else total * scale).backward()
         if after_each is not None:
             after_each()
-    return tally.numbers()
+    return tally
 
 
 class Tally:

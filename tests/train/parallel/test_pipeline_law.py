@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from test_law import hold_curves, hold_gradients, hold_law, in_both_types
-from toys import MODELS, TRAINED, apart, curve, train
+from toys import DEEP, MODELS, TRAINED, apart, curve, train
 
 from lmlab.progress import read_jsonl
 from lmlab.train.checkpoint import gathered
@@ -30,6 +30,13 @@ def test_two_stages_have_one_process_s_gradients(ranks, kind):
 def test_interleaved_stages_have_one_process_s_gradients(ranks, kind):
     """Routers' statistics of four stages; tables of relative positions that several stages use, a stage with both stacks."""
     hold_gradients(ranks, kind, torch.float64, [INTERLEAVED, ALTERNATING], 2, 1e-8)
+
+
+@pytest.mark.parametrize("kind", ["deep-experts", "biased"])
+def test_interleaved_stages_in_parts_have_one_process_s_gradients(ranks, kind):
+    """Two stages a rank of one network, by two ranks that each keep a part of its gradients, and of its weights."""
+    layouts = [changed(INTERLEAVED, zero=stage) for stage in (2, 3)]
+    hold_gradients(ranks, kind, torch.float64, layouts, 4, 1e-8, micro_batches=3)
 
 
 def test_two_stages_learn_what_one_process_does(ranks, tmp_path):
@@ -62,6 +69,26 @@ def test_pipeline_by_data(ranks, tmp_path, kind, dtype):
     layouts = [changed(GPIPE if stage == 2 else ALTERNATING, zero=stage) for stage in (0, 1, 2, 3)]
     layouts += [changed(INTERLEAVED, zero=1)] if kind == "encoder-decoder" else []
     hold_law(ranks, tmp_path, kind, layouts, 4, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", DEEP)
+@in_both_types
+def test_interleaved_by_data(ranks, tmp_path, kind, dtype):
+    """Every stage of ZeRO that leaves something in parts; experts divided too; blocks gathered to be computed again."""
+    layouts = [changed(INTERLEAVED, zero=stage) for stage in (1, 2, 3)]
+    more = {"expert": 2} if kind == "deep-experts" else {"recompute": "full"}
+    hold_law(ranks, tmp_path, kind, [*layouts, changed(INTERLEAVED, zero=3, **more)], 4, dtype)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("kind", ["deep-dense", "deep-experts"])
+@in_both_types
+def test_interleaved_by_data_by_tensor(ranks, tmp_path, kind, dtype):
+    """Eight ranks."""
+    hold_law(ranks, tmp_path, kind, [changed(INTERLEAVED, tensor=2, zero=3)], 8, dtype)
 
 
 @pytest.mark.slow
@@ -100,6 +127,8 @@ def test_every_objective(ranks, tmp_path, kind):
 def test_every_optimizer(ranks, tmp_path, optimizer):
     layouts = [changed(ALTERNATING, zero=stage) for stage in (0, 1, 3)]
     hold_curves(ranks, tmp_path, "dense", layouts, 4, 1e-8, optimizer=optimizer, steps=6, ema=0.9)
+    layouts = [changed(INTERLEAVED, zero=3)]
+    hold_curves(ranks, tmp_path / "deep", "deep-dense", layouts, 4, 1e-8, optimizer=optimizer, steps=6, ema=0.9)
 
 
 @pytest.mark.slow

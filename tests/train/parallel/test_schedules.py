@@ -131,7 +131,6 @@ def test_what_stands_outside_of_blocks_goes_where_it_is_used():
         ({"pipeline": 2, "schedule": "interleaved-1f1b"}, 2, "4 stages cannot be made of 2 blocks"),
         ({"pipeline": 2, "stages_per_rank": 2}, 2, "stages_per_rank 2 goes with schedule interleaved-1f1b, found 1f1b"),
         ({"pipeline": 2, "schedule": "interleaved-1f1b", "stages_per_rank": 1}, 2, "at least 2 stages_per_rank"),
-        ({"pipeline": 2, "schedule": "interleaved-1f1b", "zero": 3}, 4, "expected zero 0 or 1"),
     ],
 )
 def test_what_cannot_be_a_pipeline_is_refused(settings, ranks, message):

@@ -43,11 +43,6 @@ def pipeline_misfits(config: ParallelConfig, shape: ModelConfig | None = None) -
         yield f"{where}: stages_per_rank {each} goes with schedule interleaved-1f1b, found {config.schedule}"
     if config.schedule == "interleaved-1f1b" and each < 2:
         yield f"{where}: schedule interleaved-1f1b is of at least 2 stages_per_rank, found {each}; 1f1b has one"
-    if config.zero >= 2 and each > 1:
-        yield (
-            f"{where}: zero {config.zero} gathers the weights of a rank's one stage; with {each} stages a rank (schedule "
-            "interleaved-1f1b) expected zero 0 or 1"
-        )
     if shape is not None and config.stages > sum(block_counts(shape)):
         yield f"{where}: {config.stages} stages cannot be made of {sum(block_counts(shape))} blocks"
 
