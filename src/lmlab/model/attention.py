@@ -47,15 +47,20 @@ class Place:
         if pattern not in self._masks:
             self._masks[pattern] = self.sight.dense(pattern)
         if self.bias is not None:
-            if self._dense is None:
-                self._dense = self.bias.dense(self.sight.distance())
-            bias_BHTS = self._dense
+            bias_BHTS = self.dense()
         scores = Scores(self.sight, pattern, self._masks[pattern], bias_BHTS, scale, softcap)
         if self.kernel == "math":
             if pattern not in self._hidden:
                 self._hidden[pattern] = hidden_by(self.sight, self._masks[pattern])
             scores.hidden_BTS = self._hidden[pattern]
         return scores
+
+    def dense(self) -> Tensor | None:
+        """The bias of every layer, made once. To be made before a layer that is computed again in the backward pass, which
+        must find what it found."""
+        if self._dense is None and self.bias is not None and self.kernel != "flex":
+            self._dense = self.bias.dense(self.sight.distance())
+        return self._dense
 
 
 class Attention(nn.Module):

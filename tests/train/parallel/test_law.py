@@ -134,7 +134,7 @@ def test_recomputed_activations(ranks, tmp_path, kind):
     hold_curves(ranks, tmp_path, kind, RECOMPUTE, 2, 1e-8)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", [*MODELS, "biased"])
 @pytest.mark.parametrize("recompute", ["full", "selective"])
 def test_recomputing_on_one_process_changes_no_bit(kind, recompute):
     wanted = gradients(kind, torch.float32, Layout())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from lmlab.device import quiet_compiling
 from lmlab.errors import Refused
-from lmlab.model.attention import Attention
+from lmlab.model.attention import Attention, Place
 from lmlab.model.block import Block
 from lmlab.model.moe import MoE
 from lmlab.model.transformer import Transformer
@@ -40,7 +41,11 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False, prec
         return network
     if layout.pipeline > 1:
         keep(network, layout)
-    network.to(layout.world.device)
+    if layout.world.device.type != "cpu":  # else nothing is touched: the planner's tensors cannot be exchanged
+        network.to(layout.world.device)
+    if not layout.several:
+        _recompute(network, layout.config.recompute)
+        return network
     for module in network.modules():
         if isinstance(module, MoE):
             module.total = layout.total  # type: ignore[method-assign]
@@ -93,7 +98,16 @@ def _recompute(network: nn.Module, what: str) -> None:
         return
     kind = Block if what == "full" else Attention
     for module in [each for each in network.modules() if isinstance(each, kind)]:
-        module.forward = functools.partial(checkpoint, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+        kept = functools.partial(checkpoint, module.forward, use_reentrant=False)
+        module.forward = functools.partial(_with_biases, kept)  # type: ignore[method-assign]
+
+
+def _with_biases(forward: Callable[..., Any], *given: Any) -> Any:
+    """Makes first what the layers of a pass share."""
+    for each in given:
+        if isinstance(each, Place):
+            each.dense()
+    return forward(*given)
 
 
 def blocks_of(network: nn.Module) -> list[Block]:
