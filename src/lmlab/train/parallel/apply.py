@@ -33,17 +33,12 @@ def parallelize(network: nn.Module, layout: Layout, compiled: bool = False, prec
     `precision`: with weights in parts, 16 bits are gathered of each where that is what it is computed in; float8 changes the
     layers that multiply in it. Raises Refused where the device or the network cannot."""
     _refuse_lacking(precision, layout)
-    if not layout.several:
-        if layout.world.device.type != "cpu":  # else nothing is touched: the planner's tensors cannot be exchanged
-            network.to(layout.world.device)
-        _eight_bits(network, layout, precision)
-        _recompute(network, layout.config.recompute)
-        return network
     if layout.pipeline > 1:
         keep(network, layout)
     if layout.world.device.type != "cpu":  # else nothing is touched: the planner's tensors cannot be exchanged
         network.to(layout.world.device)
     if not layout.several:
+        _eight_bits(network, layout, precision)
         _recompute(network, layout.config.recompute)
         return network
     for module in network.modules():
