@@ -22,10 +22,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_wide = wide(x)
-        if torch.compiler.is_compiling():  # the compiler makes one pass of the formula and one of its gradient
+        # The compiler makes one pass of the formula and one of its gradient; what was made for inference cannot be kept.
+        if torch.compiler.is_compiling() or x.is_inference():
             scaled = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + self.eps) * self.weight
         else:
-            scaled = _Scaled.apply(x_wide, self.weight, self.eps)
+            scaled = _Scaled.apply(x_wide, self.weight.to(x_wide.dtype), self.eps)
         return scaled.to(x.dtype)
 
 
