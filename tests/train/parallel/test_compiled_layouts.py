@@ -7,10 +7,8 @@ from toys import MODELS, apart, curve, train
 from lmlab.train.fastest import can_compile
 from lmlab.train.parallel import ParallelConfig
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1200),
-]
+pytestmark = pytest.mark.timeout(1200)
+LONG = pytest.mark.long
 SETTINGS = {"dtype": torch.float32, "steps": 4}
 LAYOUTS = {
     "zero": {"zero": 3},
@@ -33,7 +31,9 @@ def one_thread():
         yield
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "dense" else LONG) for kind in MODELS]
+)
 def test_on_one_process(tmp_path, kind):
     for name, compiled in (("eager", False), ("compiled", True)):
         train(kind, tmp_path / name, compile=compiled, **SETTINGS)
@@ -44,7 +44,9 @@ def test_on_one_process(tmp_path, kind):
     assert found < 1e-4
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("zero", "tensor") else LONG) for name in LAYOUTS]
+)
 def test_on_two_ranks(ranks, tmp_path, name):
     train("dense", tmp_path / "one", **SETTINGS)
 
@@ -58,6 +60,7 @@ def test_on_two_ranks(ranks, tmp_path, name):
     assert found < 1e-4
 
 
+@LONG
 def test_experts_on_two_ranks(ranks, tmp_path):
     train("experts", tmp_path / "one", **SETTINGS)
     config = ParallelConfig(expert=2, zero=3)

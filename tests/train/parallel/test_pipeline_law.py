@@ -71,10 +71,13 @@ def test_pipeline_by_data(ranks, tmp_path, kind, dtype):
     hold_law(ranks, tmp_path, kind, layouts, 4, dtype)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", DEEP)
-@in_both_types
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(torch.float64, marks=pytest.mark.slow), pytest.param(torch.float32, marks=pytest.mark.long)],
+    ids=["float64", "float32"],
+)
 def test_interleaved_by_data(ranks, tmp_path, kind, dtype):
     """Every stage of ZeRO that leaves something in parts; experts divided too; blocks gathered to be computed again."""
     layouts = [changed(INTERLEAVED, zero=stage) for stage in (1, 2, 3)]
