@@ -20,6 +20,8 @@ class Device:
     node: int = 8
 
 
+HERE = "this machine's cores"
+
 GIB, GB, TERA = 2.0**30, 1e9, 1e12
 
 
@@ -83,4 +85,4 @@ def here(gpus: int | None = None) -> tuple[Device, int]:
     rates = matmul_peaks()
     peak = {name: (each.get("all") or each.get("1") or 0.0) * GB for name, each in rates.items()}
     peak["float16"] = peak["float32"]
-    return Device("this machine's cores", peak, memory()["available"] or 0, 5 * GB, 5 * GB, node=1 << 30), gpus or 1
+    return Device(HERE, peak, memory()["available"] or 0, 5 * GB, 5 * GB, node=1 << 30), gpus or 1

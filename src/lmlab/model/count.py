@@ -84,6 +84,18 @@ def parameters(c: ModelConfig) -> dict[str, int]:
     return {**parts, "active": total - idle, "total": total}
 
 
+def expert_parameters(c: ModelConfig) -> int:
+    """Parameters of all experts that a router chooses from, in all layers; no router, no shared expert."""
+    if c.moe is None:
+        return 0
+    found = 0
+    for encoder in (False, True) if c.has_encoder else (False,):
+        s = c.sizes(encoder)
+        one = _feed_forward(c, c.moe.d_ff or s.d_ff, c.moe.activation or c.activation)
+        found += sum(c.has_experts(layer) for layer in range(s.layers)) * c.moe.experts * one
+    return found
+
+
 def flops_per_token(c: ModelConfig, length: int) -> float:
     """Training FLOPs a token (forward and backward): 6 x (matrix parameters that a token uses, the head among them) +
     12 x heads x head_dim x keys, summed over layers (2204.02311, appendix B).

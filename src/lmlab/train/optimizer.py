@@ -60,7 +60,7 @@ NOT_HIDDEN = ("embedding", "position", "head", "score", "bias", "router")
 are choices rather than features."""
 
 
-def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Also a stack of experts' matrices."""
     return parameter.dim() >= 2 and not any(word in name for word in NOT_HIDDEN)
 
@@ -73,14 +73,14 @@ def make_optimizers(
     Rates other than Muon's follow muP where the model's initialisation is muP (`learning_rate_multipliers`).
     """
     named = [(n, p) for n, p in network.named_parameters() if p.requires_grad and owns(n)]
-    matrices = [p for n, p in named if _is_hidden_matrix(n, p)]
-    others = [p for n, p in named if not _is_hidden_matrix(n, p)]
+    matrices = [p for n, p in named if is_hidden_matrix(n, p)]
+    others = [p for n, p in named if not is_hidden_matrix(n, p)]
     made: list[torch.optim.Optimizer] = []
     decay = None if config.weight_decay == "lr^2" else config.weight_decay
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}]
     if config.name == "muon":
-        dtype = torch.bfloat16 if _fast_bfloat16() else torch.float32
-        made.append(Muon([{"params": matrices}], config.matrix_learning_rate, config.momentum, decay or 0.0, dtype))
+        rates = (config.matrix_learning_rate, config.momentum, decay or 0.0)
+        made.append(Muon([{"params": matrices}], *rates, muon_type()))
     else:
         groups.append({"params": matrices, "weight_decay": decay})
     parts = [part for group in groups for part in _by_rate(group, network, config.learning_rate)]
@@ -128,8 +128,10 @@ def _by_rate(group: dict[str, Any], network: nn.Module, learning_rate: float) ->
     return [{**group, "params": each, "lr": learning_rate * factor} for (factor, _), each in parts.items()]
 
 
-def _fast_bfloat16() -> bool:
-    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def muon_type() -> torch.dtype:
+    """The type that Muon's iteration is made in on this machine."""
+    fast = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def set_rate(optimizers: Sequence[torch.optim.Optimizer], fraction: float) -> float:

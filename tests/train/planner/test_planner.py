@@ -14,8 +14,10 @@ from lmlab.cli import app
 from lmlab.device import hardware
 from lmlab.errors import Refused
 from lmlab.model.config import ModelConfig
-from lmlab.model.count import flops_in_blocks
+from lmlab.model.count import expert_parameters, flops_in_blocks
+from lmlab.model.settings import MoEConfig
 from lmlab.train.optimizer import OptimizerConfig
+from lmlab.train.parallel.schedules import bubble_share
 from lmlab.train.planner.choose import ROOM, Work, consider
 from lmlab.train.planner.memory import Degrees, cut, memory_of, states
 from lmlab.train.planner.plan import describe, make
@@ -124,6 +126,63 @@ def test_activations_of_float8_are_smaller_than_those_of_bfloat16():
     assert half.forward - eight.forward == tokens * inputs + 2 * weights - 7 * 4
 
 
+def test_messages_within_blocks_by_hand():
+    given = {"flops": 1e12, "rows": 2, "length": 128, "precision": "bfloat16", "utilisation": 0.5}
+    keys = 2 * 2 * 4 * 16 * 256  # of 256 tokens, in 16 bits
+    gradients = 2 * ring(4 * SMALL.parameters()["total"], 4, H100.near)
+    gathered = step_of(SMALL, Degrees(context=4), H100, **given)
+    assert gathered.communication == pytest.approx(5 * 2 * ring(keys, 4, H100.near) + gradients)
+    exchanged = step_of(SMALL, Degrees(context=4, context_method="ulysses"), H100, **given)
+    assert exchanged.communication == pytest.approx(5 * 2 * ring(2 * keys / 4, 4, H100.near) + gradients)
+    experts = ModelConfig(**{**SMALL.model_dump(), "moe": MoEConfig(experts=8, top_k=2)})
+    rows = (4 + 2) * 2 * 64 * 256
+    numbers = experts.parameters()["total"], expert_parameters(experts)
+    sums = 2 * (ring(4 * (numbers[0] - numbers[1]), 8, H100.near) + ring(4 * numbers[1] / 4, 2, H100.near))
+    sent = step_of(experts, Degrees(data=8, expert=4), H100, **given)
+    assert sent.communication == pytest.approx(5 * 2 * ring(rows, 4, H100.near) + sums)
+    deep = ModelConfig(**{**SMALL.model_dump(), "layers": 8})
+    waits = step_of(deep, Degrees(pipeline=2, micro_batches=4, stages_per_rank=2), H100, **given)
+    assert waits.shares()["bubble"] == pytest.approx(bubble_share(2, 4, 2))
+
+
+def best(shape: ModelConfig, rows: int, length: int, ranks: int, memory: float, precision: str = "bfloat16"):
+    work = Work(shape, rows, length, rows * shape.flops(0, length, length), precision, OptimizerConfig())
+    device = hardware.Device("some", H100.peak, memory * 2.0**30, H100.near, H100.far)
+    return consider(work, device, ranks, 0.5)
+
+
+def test_rows_are_cut_where_there_are_fewer_than_devices():
+    shape = ModelConfig(layers=4, d_model=512, heads=8, vocab_size=1024, context_length=4096)
+    found = best(shape, 2, 4096, 8, 80)
+    assert found[0].degrees.context * found[0].degrees.tensor >= 4 and found[0].fits
+    assert {each.degrees.context for each in found} >= {1, 4}
+
+
+def test_experts_are_divided_where_they_do_not_fit():
+    shape = ModelConfig(
+        layers=4,
+        d_model=512,
+        heads=8,
+        kv_heads=1,
+        vocab_size=1024,
+        context_length=512,
+        moe=MoEConfig(experts=64, top_k=1),
+    )
+    alone = [each for each in best(shape, 64, 512, 8, 4) if each.degrees.expert == 1 and each.degrees.zero == 0]
+    assert not any(each.fits for each in alone if each.degrees.tensor == 1)
+    divided = [each for each in best(shape, 64, 512, 8, 4) if each.degrees.expert == 8]
+    assert any(each.fits for each in divided)
+    assert min(each.memory.weights for each in divided) < min(each.memory.weights for each in alone)
+
+
+def test_interleaved_stages_wait_less_and_say_so():
+    found = best(ModelConfig(layers=8, d_model=256, heads=8, vocab_size=1024, context_length=256), 16, 256, 4, 80)
+    by = {(e.degrees.pipeline, e.degrees.stages_per_rank, e.degrees.data): e for e in found if e.degrees.zero == 0}
+    plain, interleaved = by[4, 1, 1], by[4, 2, 1]
+    assert interleaved.degrees.settings()["parallel.schedule"] == "interleaved-1f1b"
+    assert interleaved.step.shares()["bubble"] < plain.step.shares()["bubble"]
+
+
 def test_what_is_chosen_fits_and_is_the_fastest():
     shape = ModelConfig(layers=12, d_model=1024, heads=16, vocab_size=8192, context_length=512)
     work = Work(shape, 64, 512, 64 * shape.flops(0, 512, 512), "bfloat16", OptimizerConfig())
@@ -144,7 +203,7 @@ def test_a_plan_says_everything(tmp_path):
     assert found["flops"] == pytest.approx(found["mfu"] * 8 * H100.peak["bfloat16"] * found["seconds"])
     assert found["memory"]["total"] < found["memory_available"]
     layout = found["layout"]
-    assert layout["pipeline"] * layout["data"] * layout["tensor"] == 8 and layout["why"]
+    assert layout["pipeline"] * layout["data"] * layout["context"] * layout["tensor"] == 8 and layout["why"]
     # What it says to set is taken by the recipe, and trains on so many processes.
     changes = [f"{name}={value}" for name, value in layout["settings"].items()]
     again = recipe.loads(RECIPE, overrides=changes)

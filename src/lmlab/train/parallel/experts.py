@@ -53,20 +53,28 @@ def _divide(experts: Experts, mesh: Any) -> None:
             setattr(experts, name, nn.Parameter(made, requires_grad=held.requires_grad))
     experts.weights = lambda: parts_of(experts)  # type: ignore[method-assign]
     experts.forward = lambda x_XD, sizes: _sent(experts, x_XD, sizes, group)  # type: ignore[method-assign]
+    experts.coming = lambda sizes, device: _coming(sizes, device, group)  # type: ignore[attr-defined]
+
+
+def _coming(sizes: list[int], device: torch.device, group: Any) -> list[list[int]]:
+    """How many rows come from each rank for each of this rank's experts, where each sends `sizes` to the experts of all."""
+    sent_RE = torch.tensor(sizes, device=device).view(dist.get_world_size(group), -1)  # E: the experts of a rank
+    came_RE = torch.empty_like(sent_RE)
+    dist.all_to_all_single(came_RE, sent_RE, group=group)
+    return came_RE.tolist()
 
 
 def _sent(experts: Experts, x_XD: Tensor, sizes: list[int], group: Any) -> Tensor:
     """Rows sorted by expert, `sizes[e]` for expert e of all, each through its own expert, wherever that is."""
-    ranks = dist.get_world_size(group)
-    sent_RE = torch.tensor(sizes, device=x_XD.device).view(ranks, -1)  # E: the experts of a rank
-    came_RE = torch.empty_like(sent_RE)
-    dist.all_to_all_single(came_RE, sent_RE, group=group)
-    sent, came = sent_RE.sum(1).tolist(), came_RE.sum(1).tolist()
+    came_RE: list[list[int]] = experts.coming(sizes, x_XD.device)  # type: ignore[operator]
+    ranks, own = len(came_RE), len(came_RE[0])
+    sent, came = [sum(sizes[at * own : (at + 1) * own]) for at in range(ranks)], [sum(row) for row in came_RE]
     rows_YD = exchanged(x_XD, sent, came, group)
     # By rank and then by expert; the experts take them by expert.
-    numbers = torch.arange(came_RE.shape[1], device=x_XD.device).repeat(ranks)
-    order_Y = numbers.repeat_interleave(came_RE.flatten()).argsort(stable=True)
-    found_YD = Experts.forward(experts, rows_YD[order_Y], came_RE.sum(0).tolist())
+    numbers = torch.arange(own, device=x_XD.device).repeat(ranks)
+    repeats = torch.tensor(came_RE, device=x_XD.device).flatten()
+    order_Y = numbers.repeat_interleave(repeats, output_size=sum(came)).argsort(stable=True)
+    found_YD = Experts.forward(experts, rows_YD[order_Y], [sum(column) for column in zip(*came_RE)])
     return exchanged(found_YD[order_Y.argsort()], came, sent, group)
 
 

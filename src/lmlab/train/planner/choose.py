@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from lmlab.device.hardware import Device
 from lmlab.model.config import ModelConfig
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel import ParallelConfig
 from lmlab.train.parallel.layout import misfits
+from lmlab.train.parallel.schedules import run
 from lmlab.train.planner.memory import Degrees, Memory, memory_of
 from lmlab.train.planner.time import Step, step_of
 
 ROOM = 0.9
 """Share of a device's memory that may be planned with; the rest is for the allocator, libraries and pieces between (a
 usual margin, not measured)."""
+
+
+LEAST = 256
+"""Tokens of a row that a rank has at least: of fewer, messages take longer than products (a guess, not measured)."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,8 @@ class Work:
     precision: str
     optimizer: OptimizerConfig
     ema: bool = False
+    iteration: torch.dtype = torch.bfloat16
+    """Of Muon."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +60,17 @@ def consider(work: Work, device: Device, ranks: int, utilisation: float) -> list
     activations are only made again where nothing fits without, since that always takes longer.
     """
     found: list[Candidate] = []
-    for pipeline, data, tensor in _degrees(work, ranks, device.node):
+    roomy: set[tuple[int, int]] = set()
+    for given in _degrees(work, ranks, device.node):
+        if given.pipeline == 1 and given.context > 1 and (given.tensor, given.expert) in roomy:
+            continue  # cutting rows further would only send more; in a pipeline it leaves more micro-batches
         for recompute in ("none", "selective", "full"):
-            given = (pipeline, data, tensor, recompute)
-            kinds = [_best(work, device, ranks, utilisation, given, zero) for zero in _zeros(data)]
+            bare = dataclasses.replace(given, recompute=recompute)
+            kinds = [_best(work, device, utilisation, dataclasses.replace(bare, zero=zero)) for zero in _zeros(bare)]
             found += [each for each in kinds if each is not None]
             if any(each is not None and each.fits for each in kinds):
+                if recompute == "none" and given.pipeline == 1:
+                    roomy.add((given.tensor, given.expert))
                 break
     return sorted(found, key=_rank)
 
@@ -65,37 +80,70 @@ def _rank(each: Candidate) -> tuple[bool, float, float]:
     return not each.fits, float(f"{each.step.seconds:.3g}") if each.fits else 0.0, each.memory.total
 
 
-def _degrees(work: Work, ranks: int, node: int) -> Iterator[tuple[int, int, int]]:
-    """(pipeline, data, tensor): tensor parallelism within a node, a pipeline where one node does not do, and data parallel
-    the rest, as far as rows can be shared evenly."""
+def _degrees(work: Work, ranks: int, node: int) -> Iterator[Degrees]:
+    """Tensor parallelism within a node; a pipeline where one node does not do, with stages that are alike; data parallel the
+    rest, as far as rows can be shared evenly, and rows themselves cut among some ranks. Experts divided among no ranks, those
+    of a node, or as many as can be."""
     for tensor in _divisors(ranks):
         for pipeline in _divisors(ranks // tensor) if ranks > 1 and not work.shape.has_encoder else (1,):
-            data = ranks // tensor // pipeline
-            if tensor <= node and pipeline <= work.shape.sizes().layers and work.rows % data == 0:
-                yield pipeline, data, tensor
+            layers, shares = work.shape.sizes().layers, ranks // tensor // pipeline
+            if tensor > node or pipeline > layers:
+                continue
+            interleaved = [v for v in (2, 4) if pipeline > 1 and layers % (pipeline * v) == 0]
+            for context, method in _contexts(work, shares, tensor):
+                data = shares // context
+                if work.rows % data:
+                    continue
+                for expert in _experts(work.shape, shares, max(1, node // tensor)):
+                    for each in (1, *interleaved):
+                        yield Degrees(
+                            data,
+                            tensor,
+                            pipeline=pipeline,
+                            context=context,
+                            context_method=method,
+                            expert=expert,
+                            stages_per_rank=each,
+                        )
 
 
-def _zeros(data: int) -> tuple[int, ...]:
-    return (0, 1, 2, 3) if data > 1 else (0,)
+def _contexts(work: Work, shares: int, tensor: int) -> Iterator[tuple[int, str]]:
+    """Ranks that a row may be cut among, LEAST tokens for each at least, and how."""
+    yield 1, "gather"
+    for context in _divisors(shares)[1:]:
+        if work.length % (context * tensor) == 0 and work.length // context >= LEAST:
+            yield context, "gather"
+            yield context, "ulysses"
 
 
-def _best(work: Work, device: Device, ranks: int, utilisation: float, given: Any, zero: int) -> Candidate | None:
-    pipeline, data, tensor, recompute = given
-    config = ParallelConfig(pipeline=pipeline, data=data, tensor=tensor, zero=zero, recompute=recompute)  # type: ignore[arg-type]
-    if any(misfits(config, ranks, work.shape)):
+def _experts(shape: ModelConfig, shares: int, near: int) -> list[int]:
+    if shape.moe is None:
+        return [1]
+    possible = [each for each in _divisors(shares) if shape.moe.experts % each == 0]
+    return sorted({1, max(each for each in possible if each <= near), possible[-1]})
+
+
+def _zeros(degrees: Degrees) -> tuple[int, ...]:
+    return (0, 1, 2, 3) if degrees.shares > 1 else (0,)
+
+
+def _best(work: Work, device: Device, utilisation: float, given: Degrees) -> Candidate | None:
+    config = ParallelConfig(data=given.data, **given.parallel())
+    if any(misfits(config, given.ranks, work.shape)):
         return None
-    best, share = None, work.rows // data
+    best, share = None, work.rows // given.data
     for micro_batches in _divisors(share):
-        if micro_batches < pipeline:
+        if micro_batches < given.pipeline or run(given.schedule, given.pipeline, micro_batches) != micro_batches:
             continue
-        degrees = Degrees(data, tensor, zero, True, recompute, micro_batches, pipeline)
+        degrees = dataclasses.replace(given, micro_batches=micro_batches)
         rows = share // micro_batches
         more: dict[str, Any] = {"rows": rows, "length": work.length, "precision": work.precision}
-        memory = memory_of(work.shape, degrees, work.optimizer, ema=work.ema, kernel="sdpa", **more)
+        kept: dict[str, Any] = {"ema": work.ema, "kernel": "sdpa", "iteration": work.iteration}
+        memory = memory_of(work.shape, degrees, work.optimizer, **kept, **more)
         step = step_of(work.shape, degrees, device, flops=work.flops, utilisation=utilisation, **more)
         here = Candidate(degrees, rows, memory, step, memory.total <= ROOM * device.memory)
         best = here if best is None or _rank(here) < _rank(best) else best
-        if best.fits and pipeline == 1:
+        if best.fits and given.pipeline == 1:
             break
     return best
 

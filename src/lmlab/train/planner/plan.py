@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lmlab.device.hardware import Device
+import torch
+
+from lmlab.device.hardware import HERE, Device
 from lmlab.errors import Refused, nearest
 from lmlab.model.config import ModelConfig
 from lmlab.model.store import read_config, resolve
 from lmlab.objective.build import lengths, window
 from lmlab.recipe import Recipe, Step
+from lmlab.train.optimizer import muon_type
+from lmlab.train.parallel import ParallelConfig
 from lmlab.train.plan import LADDER, START, shape_of_width
 from lmlab.train.planner.choose import ROOM, Candidate, Work, consider
 from lmlab.train.planner.time import peak_of
@@ -24,9 +28,15 @@ figure of time is proportional to; `--utilisation` sets it."""
 
 
 def make(
-    recipe: Recipe, device: Device, ranks: int, utilisation: float = UTILISATION, arm: str | None = None
+    recipe: Recipe,
+    device: Device,
+    ranks: int,
+    utilisation: float = UTILISATION,
+    arm: str | None = None,
+    rehearsed: bool = False,
 ) -> dict[str, Any]:
-    """Everything `lmlab plan` says, as plain values. Bytes, seconds, FLOPs.
+    """Everything `lmlab plan` says, as plain values. Bytes, seconds, FLOPs. `rehearsed`: also, under `dry_run`, what the first
+    and the last rank hold when they take steps of the layout without the others.
 
     Raises Refused where the recipe has no pretraining, leaves open what only a measurement could decide, or cannot be laid
     out on so many devices.
@@ -54,9 +64,9 @@ def make(
     source, target = lengths(config.objective, shape.architecture, shape.context_length)
     rows = max(1, config.batch_tokens // length)
     flops = rows * shape.flops(source, target, shape.context_length)
-    work = Work(
-        shape, rows, _longest(shape, source, target), flops, precision, config.optimizer, config.ema is not None
-    )
+    long = _longest(shape, source, target)
+    iteration = muon_type() if device.name == HERE else torch.bfloat16
+    work = Work(shape, rows, long, flops, precision, config.optimizer, config.ema is not None, iteration)
     found = consider(work, device, ranks, utilisation)
     if not found:
         raise Refused(
@@ -74,6 +84,7 @@ def make(
     tokens = Batches(rows, length, config.batch_ramp).before(count) * length
     seconds = best.step.seconds * tokens / (rows * length)
     total = shape.parameters()
+    dry = _rehearsals(work, best) if rehearsed else None
     return {
         "recipe": recipe.name,
         "stage": step.name,
@@ -86,7 +97,11 @@ def make(
         "layout": {
             "pipeline": best.degrees.pipeline,
             "data": best.degrees.data,
+            "context": best.degrees.context,
+            "context_method": best.degrees.context_method,
+            "expert": best.degrees.expert,
             "tensor": best.degrees.tensor,
+            "stages_per_rank": best.degrees.stages_per_rank,
             "zero": best.degrees.zero,
             "recompute": best.degrees.recompute,
             "micro_batches": best.degrees.micro_batches,
@@ -108,7 +123,19 @@ def make(
         "days": seconds / DAY,
         "device_hours": ranks * seconds / 3600,
         "alternatives": [_row(each) for each in found[1:6]],
+        **({} if dry is None else {"dry_run": dry}),
     }
+
+
+def _rehearsals(work: Work, best: Candidate) -> list[dict[str, Any]]:
+    """Of the chosen layout's first rank and its last one: those of a pipeline differ."""
+    from lmlab.train.planner.rehearse import rehearse
+
+    config = ParallelConfig(data=best.degrees.data, **best.degrees.parallel())
+    more: dict[str, Any] = {"rows": best.rows, "length": work.length, "precision": work.precision}
+    more |= {"micro_batches": best.degrees.micro_batches}
+    ranks = sorted({0, best.degrees.ranks - 1})
+    return [vars(rehearse(work.shape, config, best.degrees.ranks, at, work.optimizer, **more)) for at in ranks]
 
 
 def _arm(recipe: Recipe, arm: str | None) -> list[Step]:
@@ -161,13 +188,12 @@ def _steps(config: PretrainConfig, best: Candidate) -> int:
 
 def _name(each: Candidate) -> str:
     d = each.degrees
-    parts = [
-        f"pipeline {d.pipeline}",
-        f"data {d.data}",
-        f"tensor {d.tensor}",
-        f"zero {d.zero}",
-        f"recompute {d.recompute}",
-    ]
+    parts = [f"pipeline {d.pipeline}"]
+    parts += [f"{d.stages_per_rank} stages a rank"] if d.stages_per_rank > 1 else []
+    parts += [f"data {d.data}"]
+    parts += [f"context {d.context} ({d.context_method})"] if d.context > 1 else []
+    parts += [f"expert {d.expert}"] if d.expert > 1 else []
+    parts += [f"tensor {d.tensor}", f"zero {d.zero}", f"recompute {d.recompute}"]
     return ", ".join(parts) + f", {each.rows} rows x {d.micro_batches} micro-batches"
 
 
@@ -176,16 +202,23 @@ def _row(each: Candidate) -> dict[str, Any]:
 
 
 def _why(found: list[Candidate], device: Device) -> list[str]:
-    """The choice in words: what did not fit that is simpler, and what the next best costs."""
-    best, lines = found[0], []
-    plain = [
-        each for each in found if each.degrees.recompute == "none" and each.degrees.tensor == each.degrees.pipeline == 1
-    ]
-    simpler = [each for each in plain if not each.fits]
-    for each in sorted(simpler, key=lambda each: each.degrees.zero):
-        lines.append(
-            f"zero {each.degrees.zero} alone needs {each.memory.total / 2**30:.1f} of {ROOM * device.memory / 2**30:.1f} GiB"
-        )
+    """The choice in words: what did not fit that is simpler, what it would be without each part of it, and what the next
+    best costs."""
+    best, lines, room = found[0], [], ROOM * device.memory / 2**30
+    plain = [each for each in found if each.degrees.recompute == "none" and each.degrees.shares == each.degrees.data]
+    plain = [each for each in plain if each.degrees.data == each.degrees.ranks and each.degrees.expert == 1]
+    for each in sorted((each for each in plain if not each.fits), key=lambda each: each.degrees.zero):
+        lines.append(f"zero {each.degrees.zero} alone needs {each.memory.total / 2**30:.1f} of {room:.1f} GiB")
+    for name, value, without in _parts(best):
+        rest = [each for each in found if getattr(each.degrees, name) == without]
+        fitting = [each for each in rest if each.fits]
+        if fitting:
+            more = fitting[0].step.seconds / best.step.seconds - 1
+            lines.append(f"{value}: without, the best ({_name(fitting[0])}) takes {more:.1%} longer")
+        elif rest:
+            lines.append(f"{value}: without, the smallest needs {rest[0].memory.total / 2**30:.1f} of {room:.1f} GiB")
+        else:
+            lines.append(f"{value}: without, rows or blocks cannot be shared among so many")
     rest = [each for each in found[1:] if each.fits]
     if rest:
         more = rest[0].step.seconds / best.step.seconds - 1
@@ -196,6 +229,19 @@ def _why(found: list[Candidate], device: Device) -> list[str]:
     return lines
 
 
+def _parts(each: Candidate) -> list[tuple[str, str, int]]:
+    """What a layout has beside data parallelism: (a setting, in words, what it is without)."""
+    d = each.degrees
+    named = {
+        "pipeline": f"pipeline {d.pipeline}",
+        "stages_per_rank": f"{d.stages_per_rank} stages a rank",
+        "context": f"context {d.context}",
+        "expert": f"expert {d.expert}",
+        "tensor": f"tensor {d.tensor}",
+    }
+    return [(name, words, 1) for name, words in named.items() if getattr(d, name) > 1]
+
+
 def describe(found: dict[str, Any]) -> str:
     """The plan for people."""
     memory, layout, shares = found["memory"], found["layout"], found["shares"]
@@ -204,11 +250,16 @@ def describe(found: dict[str, Any]) -> str:
         f"{found['recipe']}, stage {found['stage']}, on {found['devices']} x {found['device']}, {found['precision']}",
         f"model         {found['parameters']['total']:,} parameters, {found['parameters']['active']:,} of them for a token",
         f"layout        {settings}",
-        f"              pipeline {layout['pipeline']} x data {layout['data']} x tensor {layout['tensor']}; {layout['rows']} rows a "
-        "micro-batch and rank",
+        f"              pipeline {layout['pipeline']} x data {layout['data']} x context {layout['context']} x tensor "
+        f"{layout['tensor']}; {layout['rows']} rows a micro-batch and rank",
         *(f"  why         {line}" for line in layout["why"]),
         f"memory        {memory['total'] / 2**30:.2f} of {found['memory_available'] / 2**30:.1f} GiB on each at its peak",
         *(f"  {name:<12}{size / 2**30:.3f} GiB" for name, size in memory.items() if name != "total" and size),
+        *(
+            f"dry run       rank {each['rank']} has {each['blocks']} blocks and keeps {each['parameters']:,} numbers of weights; "
+            f"a step of it peaks at {each['peak'] / 2**30:.2f} GiB"
+            for each in found.get("dry_run", ())
+        ),
         f"work          {found['steps']:,} steps, {found['tokens']:,} tokens ({found['tokens_per_parameter']:.3g} a parameter), "
         f"{found['flops']:.3g} FLOPs",
         f"speed         {found['tokens_per_second']:,.0f} tokens a second, if products reach {found['utilisation']:.0%} of the "

@@ -6,66 +6,18 @@ storage that lives is counted. Two depths are run and the rest follows, since ea
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import weakref
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lmlab.model.config import ModelConfig
 from lmlab.objective.cross_entropy import rows_a_chunk
-
-
-class Living(TorchDispatchMode):
-    """Counts the bytes of every storage that operations make, while it lives: `bytes` now, `peak` at most; `ungraded` and
-    `ungraded_peak` the same without gradients of parameters, from when they are said to be one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.peak = self.ungraded = self.ungraded_peak = 0
-        self._known: Any = weakref.WeakKeyDictionary()
-
-    def leave_out(self, tensors: Any) -> None:
-        """Not to be counted: what was there before."""
-        for tensor in tensors:
-            self._known[tensor.untyped_storage()] = [0]
-
-    def start_again(self) -> None:
-        """Peaks from here on."""
-        self.peak, self.ungraded_peak = self.bytes, self.ungraded
-
-    def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage in self._known:
-            return
-        size = storage.nbytes()
-        counted = self._known[storage] = [size]
-        self.bytes += size
-        self.ungraded += size
-        self.peak = max(self.peak, self.bytes)
-        self.ungraded_peak = max(self.ungraded_peak, self.ungraded)
-        weakref.finalize(storage, self._remove, size, counted)
-
-    def _remove(self, size: int, counted: list[int]) -> None:
-        self.bytes -= size
-        self.ungraded -= counted[0]
-
-    def gradient(self, tensor: Tensor) -> None:
-        """This is a parameter's gradient."""
-        counted = self._known[tensor.untyped_storage()]
-        self.ungraded -= counted[0]
-        counted[0] = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, Tensor):
-                self._add(leaf)
-        return made
+from lmlab.train.planner.living import Living
+from lmlab.train.planner.pretended import Pretended, pretended, spread_evenly
 
 
 class Activations(NamedTuple):
@@ -97,23 +49,42 @@ class Depth:
         return self.base.plus(self.block, self.blocks - 1).plus(self.encoder_block, max(0.0, self.encoder_blocks - 1))
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What a trace needs to know of how rows and experts are divided: `context` ranks with some tokens of every row each, by
+    `method`; `expert` ranks with some experts each."""
+
+    context: int = 1
+    method: str = "gather"
+    expert: int = 1
+
+
+WHOLE = Cut()
+
+
 def activations(
-    shape: ModelConfig, rows: int, length: int, precision: str, recompute: str = "none", kernel: str = "auto"
+    shape: ModelConfig,
+    rows: int,
+    length: int,
+    precision: str,
+    recompute: str = "none",
+    kernel: str = "auto",
+    cut: Cut = WHOLE,
 ) -> Depth:
-    """Of a micro-batch of `rows` rows of `length` tokens: what is kept for the backward pass, and what the loss or a block
-    needs beside it. Of a mixture of experts, whose shapes depend on values, a dense feed-forward of the width that a token
-    uses stands in.
+    """Of a micro-batch of `rows` rows of `length` tokens, of which a rank may have a part: what is kept for the backward pass,
+    and what the loss or a block needs beside it. Experts take equally many tokens each, since shapes would else depend on
+    values.
     """
-    dense = _dense(shape)
-    deep = len(dense.attention) if isinstance(dense.attention, (list, tuple)) else 1
+    deep = len(shape.attention) if isinstance(shape.attention, (list, tuple)) else 1
+    deep = deep if shape.moe is None else math.lcm(deep, shape.moe.every)
     traced = functools.partial(
-        _by_rows, rows=rows, length=length, precision=precision, recompute=recompute, kernel=kernel
+        _by_rows, rows=rows, length=length, precision=precision, recompute=recompute, kernel=kernel, cut=cut
     )
-    base = traced(_deep(dense, deep, 1))
+    base = traced(_deep(shape, deep, 1))
     nothing = Activations(0, 0, 0)
-    beside = traced(_deep(dense, deep, 2)).plus(base, -1) if dense.has_encoder else nothing
-    blocks, encoder_blocks = dense.sizes().layers / deep, dense.sizes(encoder=True).layers if dense.has_encoder else 0
-    return Depth(base, traced(_deep(dense, 2 * deep, 1)).plus(base, -1), beside, blocks, encoder_blocks)
+    beside = traced(_deep(shape, deep, 2)).plus(base, -1) if shape.has_encoder else nothing
+    blocks, encoder_blocks = shape.sizes().layers / deep, shape.sizes(encoder=True).layers if shape.has_encoder else 0
+    return Depth(base, traced(_deep(shape, 2 * deep, 1)).plus(base, -1), beside, blocks, encoder_blocks)
 
 
 def _deep(shape: ModelConfig, layers: int, encoder_layers: int) -> ModelConfig:
@@ -123,29 +94,21 @@ def _deep(shape: ModelConfig, layers: int, encoder_layers: int) -> ModelConfig:
     return ModelConfig.model_validate({**shape.model_dump(), **changes})
 
 
-def _dense(shape: ModelConfig) -> ModelConfig:
-    """The same with every feed-forward dense; where only every n-th block has experts, of the mean width."""
-    moe = shape.moe
-    if moe is None:
-        return shape
-    wide = (moe.top_k + moe.shared_experts) * (moe.d_ff or shape.sizes().d_ff)
-    blocks = [wide if shape.has_experts(layer) else shape.sizes().d_ff for layer in range(shape.sizes().layers)]
-    return ModelConfig.model_validate({**shape.model_dump(), "moe": None, "d_ff": round(sum(blocks) / len(blocks))})
-
-
-def _by_rows(shape: ModelConfig, *, rows: int, length: int, **more: Any) -> Activations:
+def _by_rows(shape: ModelConfig, *, rows: int, length: int, cut: Cut, **more: Any) -> Activations:
     """Many rows by what two and three times the loss's chunk of tokens show: beyond a chunk each row adds the same."""
-    few = -(-2 * rows_a_chunk(shape.vocab_size) // length)
+    few = -(-2 * rows_a_chunk(shape.vocab_size) * cut.context // length)
     if rows <= few + 1:
-        return _traced(shape, rows=rows, length=length, **more)
-    base = _traced(shape, rows=few, length=length, **more)
+        return _traced(shape, rows=rows, length=length, cut=cut, **more)
+    base = _traced(shape, rows=few, length=length, cut=cut, **more)
     more_rows = max(1, few // 2)
-    step = _traced(shape, rows=few + more_rows, length=length, **more).plus(base, -1)
+    step = _traced(shape, rows=few + more_rows, length=length, cut=cut, **more).plus(base, -1)
     return base.plus(step, (rows - few) / more_rows)
 
 
 @functools.lru_cache(maxsize=4096)
-def _traced(shape: ModelConfig, *, rows: int, length: int, precision: str, recompute: str, kernel: str) -> Activations:
+def _traced(
+    shape: ModelConfig, *, rows: int, length: int, precision: str, recompute: str, kernel: str, cut: Cut = WHOLE
+) -> Activations:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from lmlab.model.transformer import Transformer
@@ -159,26 +122,34 @@ def _traced(shape: ModelConfig, *, rows: int, length: int, precision: str, recom
     # Torch readies its backward passes once a process, and for a GPU if it finds one: fake tensors pretend that there is one.
     # With its threads a process could not be forked and train.
     torch.ones((), requires_grad=True).backward()
-    with FakeTensorMode():
+    data = math.lcm(cut.expert, cut.context) // cut.context
+    size = data * cut.context
+    given: dict[str, Any] = {"context": cut.context, "context_method": cut.method, "expert": cut.expert}
+    config = ParallelConfig(data=data, recompute=recompute, **given)  # type: ignore[arg-type]
+    with contextlib.ExitStack() as within:
+        layout = Layout(config) if size == 1 else Pretended(config, within.enter_context(pretended(0, size)))
+        within.enter_context(FakeTensorMode())
         network, objective = Transformer(shape), LanguageModel()
         network.kernel = kernel  # type: ignore[assignment]
         if precision == "float8":  # not by `parallelize`, which asks whether it is here
             to_float8(network)
-        parallelize(network, Layout(ParallelConfig(recompute=recompute)))  # type: ignore[arg-type]
+        parallelize(network, layout)
+        spread_evenly(network, layout)
         tokens = torch.zeros(rows, length, dtype=torch.long)
         places, real = torch.arange(length).expand(rows, length), torch.ones(rows, length, dtype=torch.bool)
         source = {}
         if shape.has_encoder:
             source = {"encoder_tokens_BS": tokens, "encoder_segments_BS": tokens, "encoder_positions_BS": places}
-        batch = Batch(tokens, tokens, real, segments_BT=tokens, positions_BT=places, **source)
+        batch = layout.cut(Batch(tokens, tokens, real, segments_BT=tokens, positions_BT=places, **source))
         living = Living()
         living.leave_out([*network.parameters(), *network.buffers(), tokens, places, real])
+        living.leave_out(each for each in vars(batch).values() if isinstance(each, torch.Tensor))
         for parameter in network.parameters():
             parameter.register_post_accumulate_grad_hook(lambda p: living.gradient(p.grad))
         with living:
             with autocast(precision):
-                sums, _, _ = make_forward(network, objective, False)(batch)
-            total = sum(sums.values())
+                sums, _, found = make_forward(network, objective, False)(batch)
+            total = sum(sums.values()) + found.get("penalty", 0.0)
             forward = living.peak
             living.start_again()
             total.backward()  # type: ignore[union-attr]
