@@ -105,6 +105,9 @@ def plan(
     gpu: Annotated[str | None, typer.Option(help="h100, a100, ...; left out: what is here, measured.")] = None,
     utilisation: Annotated[float, typer.Option(help="Share of the peak that products are assumed to reach.")] = 0.5,
     arm: Annotated[str | None, typer.Option(help="Of a recipe with arms: which. Default the first.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Also take a step of the layout as its ranks, without values.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """What pretraining would need elsewhere: memory by part, a layout and why, speed, days. Nothing is trained."""
@@ -114,7 +117,7 @@ def plan(
 
     read = recipes.load(recipe, overrides or [])
     device, count = (hardware.find(gpu), gpus or 1) if gpu else hardware.here(gpus)
-    found = make(read, device, count, utilisation, arm)
+    found = make(read, device, count, utilisation, arm, rehearsed=dry_run)
     show(found, as_json, describe(found))
 
 
