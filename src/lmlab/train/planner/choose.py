@@ -56,23 +56,27 @@ class Candidate:
 def consider(work: Work, device: Device, ranks: int, utilisation: float) -> list[Candidate]:
     """Layouts with their memory and time, the fastest first, then those that do not fit, the smallest first.
 
-    Of each, the fewest micro-batches that fit (of a pipeline the fastest number, since more make its bubble smaller);
-    activations are only made again where nothing fits without, since that always takes longer.
+    Rows are cut (context parallelism) where there are fewer of them than ranks, or nothing fits as long as they are whole:
+    else it would only send more. Of each layout, the fewest micro-batches that fit (of a pipeline the fastest number, since
+    more make its bubble smaller); activations are only made again where nothing fits without, since that always takes longer.
     """
+    found = _considered(work, device, utilisation, _degrees(work, ranks, device.node))
+    if work.rows < ranks or not any(each.fits for each in found):
+        rows_cut = _degrees(work, ranks, device.node, contexts=True)
+        found += _considered(work, device, utilisation, rows_cut)
+    return sorted(found, key=_rank)
+
+
+def _considered(work: Work, device: Device, utilisation: float, layouts: Iterator[Degrees]) -> list[Candidate]:
     found: list[Candidate] = []
-    roomy: set[tuple[int, int]] = set()
-    for given in _degrees(work, ranks, device.node):
-        if given.pipeline == 1 and given.context > 1 and (given.tensor, given.expert) in roomy:
-            continue  # cutting rows further would only send more; in a pipeline it leaves more micro-batches
+    for given in layouts:
         for recompute in ("none", "selective", "full"):
             bare = dataclasses.replace(given, recompute=recompute)
             kinds = [_best(work, device, utilisation, dataclasses.replace(bare, zero=zero)) for zero in _zeros(bare)]
             found += [each for each in kinds if each is not None]
             if any(each is not None and each.fits for each in kinds):
-                if recompute == "none" and given.pipeline == 1:
-                    roomy.add((given.tensor, given.expert))
                 break
-    return sorted(found, key=_rank)
+    return found
 
 
 def _rank(each: Candidate) -> tuple[bool, float, float]:
@@ -80,17 +84,17 @@ def _rank(each: Candidate) -> tuple[bool, float, float]:
     return not each.fits, float(f"{each.step.seconds:.3g}") if each.fits else 0.0, each.memory.total
 
 
-def _degrees(work: Work, ranks: int, node: int) -> Iterator[Degrees]:
+def _degrees(work: Work, ranks: int, node: int, contexts: bool = False) -> Iterator[Degrees]:
     """Tensor parallelism within a node; a pipeline where one node does not do, with stages that are alike; data parallel the
-    rest, as far as rows can be shared evenly, and rows themselves cut among some ranks. Experts divided among no ranks, those
-    of a node, or as many as can be."""
+    rest, as far as rows can be shared evenly; with `contexts` rows themselves cut among some ranks. Experts
+    divided among no ranks, those of a node, or as many as can be."""
     for tensor in _divisors(ranks):
         for pipeline in _divisors(ranks // tensor) if ranks > 1 and not work.shape.has_encoder else (1,):
             layers, shares = work.shape.sizes().layers, ranks // tensor // pipeline
             if tensor > node or pipeline > layers:
                 continue
             interleaved = [v for v in (2, 4) if pipeline > 1 and layers % (pipeline * v) == 0]
-            for context, method in _contexts(work, shares, tensor):
+            for context, method in _contexts(work, shares, tensor) if contexts else [(1, "gather")]:
                 data = shares // context
                 if work.rows % data:
                     continue
@@ -109,7 +113,6 @@ def _degrees(work: Work, ranks: int, node: int) -> Iterator[Degrees]:
 
 def _contexts(work: Work, shares: int, tensor: int) -> Iterator[tuple[int, str]]:
     """Ranks that a row may be cut among, LEAST tokens for each at least, and how."""
-    yield 1, "gather"
     for context in _divisors(shares)[1:]:
         if work.length % (context * tensor) == 0 and work.length // context >= LEAST:
             yield context, "gather"
