@@ -50,7 +50,7 @@ class _Scaled(torch.autograd.Function):
         x, weight, r = ctx.saved_tensors
         g, x_r = grads[0], x * r
         each = g * x_r
-        mean = (each @ weight)[..., None] / x.shape[-1]
+        mean = (each * weight).mean(-1, keepdim=True)  # no product of matrices, which autocast would make in 16 bits
         return (g * weight).addcmul_(x_r, mean, value=-1).mul_(r), each.reshape(-1, each.shape[-1]).sum(0), None
 
 
