@@ -22,12 +22,19 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_wide = wide(x)
-        # The compiler makes one pass of the formula and one of its gradient; what was made for inference cannot be kept.
-        if torch.compiler.is_compiling() or x.is_inference():
+        if torch.compiler.is_compiling():  # the compiler makes one pass of the formula and one of its gradient
             scaled = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        elif x.is_inference():  # cannot be kept for a gradient
+            scaled = _normalised(x_wide, self.weight, self.eps)[0]
         else:
             scaled = _Scaled.apply(x_wide, self.weight.to(x_wide.dtype), self.eps)
         return scaled.to(x.dtype)
+
+
+def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(y, r), the same bits whoever asks; see `_Scaled`."""
+    r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * r).mul_(weight), r
 
 
 class _Scaled(torch.autograd.Function):
@@ -41,9 +48,9 @@ class _Scaled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y, r = _normalised(x, weight, eps)
         ctx.save_for_backward(x, weight, r)
-        return (x * r).mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
