@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lmlab.model.config import ModelConfig
 from lmlab.model.moe import MoE
+from lmlab.objective.batch import Batch
 from lmlab.train.parallel.layout import Layout, Name
 from lmlab.train.parallel.world import World
 
@@ -54,6 +56,16 @@ class Pretended(Layout):
 
         with unset_fake_temporarily():  # groups are made of ranks' numbers, which are values
             super().copy(holders)
+
+
+def blank(shape: ModelConfig, rows: int, length: int) -> Batch:
+    """A batch of which nothing but its shapes counts: every place is a real token of one document."""
+    tokens, places = torch.zeros(rows, length, dtype=torch.long), torch.arange(length).expand(rows, length)
+    source: dict[str, Any] = {}
+    if shape.has_encoder:
+        source = {"encoder_tokens_BS": tokens, "encoder_segments_BS": tokens, "encoder_positions_BS": places}
+    real = torch.ones(rows, length, dtype=torch.bool)
+    return Batch(tokens, tokens, real, segments_BT=tokens, positions_BT=places, **source)
 
 
 def spread_evenly(network: nn.Module, layout: Layout) -> None:

@@ -23,7 +23,7 @@ from lmlab.train.parallel.apply import blocks_of, parallelize
 from lmlab.train.parallel.layout import Layout, misfits
 from lmlab.train.parallel.pipeline import Pipeline
 from lmlab.train.planner.living import Living
-from lmlab.train.planner.pretended import Pretended, pretended, spread_evenly
+from lmlab.train.planner.pretended import Pretended, blank, pretended, spread_evenly
 from lmlab.train.sharded import local
 from lmlab.train.step import Tally, backward, make_forward
 
@@ -149,7 +149,7 @@ def _rehearse(
         spread_evenly(network, layout)
         with fake:
             optimizers = make_optimizers(network, optimizer, layout.owns)
-            batches = [layout.cut(_batch(shape, rows, length)) for _ in range(micro_batches)]
+            batches = [layout.cut(blank(shape, rows, length)) for _ in range(micro_batches)]
             living, own = Living(), list(network.parameters())
             held = sum(_bytes(each) for each in own)
             living.leave_out([*own, *network.buffers()])
@@ -173,15 +173,6 @@ def _rehearse(
                 sum(local(each).numel() for each in state if isinstance(each, Tensor)),
                 float(held + living.peak),
             )
-
-
-def _batch(shape: ModelConfig, rows: int, length: int) -> Batch:
-    tokens, places = torch.zeros(rows, length, dtype=torch.long), torch.arange(length).expand(rows, length)
-    source: dict[str, Any] = {}
-    if shape.has_encoder:
-        source = {"encoder_tokens_BS": tokens, "encoder_segments_BS": tokens, "encoder_positions_BS": places}
-    real = torch.ones(rows, length, dtype=torch.bool)
-    return Batch(tokens, tokens, real, segments_BT=tokens, positions_BT=places, **source)
 
 
 def _backward(network: nn.Module, layout: Layout, precision: str) -> Callable[[list[Batch]], Any]:

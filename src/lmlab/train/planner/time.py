@@ -59,13 +59,13 @@ def step_of(
     """A step of `flops` on all ranks together, each of which has `rows` rows of `length` tokens a micro-batch, or with
     `context` its part of each.
 
-    Compute is flops / (ranks x peak x utilisation), the peak as in `peak_of`. `full` recomputation adds the forward pass
-    again, a third. Waited for is
-    what a block cannot go on without, in every pass: tensor parallelism's two gatherings and two scatterings, in float32 (the
-    stream's type); context parallelism's keys and values, gathered, or with ulysses exchanged for heads with queries and what
-    is found; the rows of a token's experts, there and back. Gradients are summed in float32 after the last backward pass (ZeRO
-    0 and 1), or block by block beside it (2 and 3), as are 3's gatherings of weights: of those only what outlasts the products
-    is waited for. A pipeline's bubble is `bubble_share`'s; of several stages a rank each hands on what one does.
+    Compute is flops / (ranks x peak x utilisation), the peak as in `peak_of`. `full` recomputation adds the forward pass again,
+    a third. Waited for is what a block cannot go on without, in every pass: tensor parallelism's two gatherings and two
+    scatterings, in float32 (the stream's type); context parallelism's keys and values, gathered, or with ulysses exchanged for
+    heads with queries and what is found; the rows of a token's experts, there and back. Gradients are summed in float32 after
+    the last backward pass (ZeRO 0 and 1), or block by block beside it (2 and 3), as are 3's gatherings of weights: of those
+    only what outlasts the products is waited for. A pipeline's bubble is `bubble_share`'s; of several stages a rank each hands
+    on what one does.
     """
     compute = flops / (degrees.ranks * peak_of(shape, length, device, precision) * utilisation)
     again = {"none": 0.0, "selective": 0.03, "full": 1 / 3}[degrees.recompute] * compute
@@ -87,10 +87,8 @@ def step_of(
         else:  # a scattering of gradients and one or two gatherings of weights, every micro-batch
             hidden += degrees.micro_batches * (3 if degrees.zero == 3 else 2) * once
     waited += max(0.0, hidden - compute - again)
-    busy, share = (
-        compute + again + waited,
-        bubble_share(degrees.pipeline, degrees.micro_batches, degrees.stages_per_rank),
-    )
+    share = bubble_share(degrees.pipeline, degrees.micro_batches, degrees.stages_per_rank)
+    busy = compute + again + waited
     return Step(compute, again, waited, busy * share / (1 - share))
 
 
@@ -113,8 +111,7 @@ def _within_blocks(shape: ModelConfig, degrees: Degrees, device: Device, tokens:
         waited += blocks * attended * ring(size, degrees.context, rate)
     if degrees.expert > 1 and shape.moe is not None:
         rate = device.near if degrees.expert * degrees.tensor <= device.node else device.far
-        routed = (
-            (4.0 + half) * shape.moe.top_k * shape.d_model * tokens
-        )  # there in the stream's type, back in products'
+        # there in the stream's type, back in that of products
+        routed = (4.0 + half) * shape.moe.top_k * shape.d_model * tokens
         waited += blocks / shape.moe.every * passes * ring(routed, degrees.expert, rate)
     return waited

@@ -17,7 +17,7 @@ import torch
 from lmlab.model.config import ModelConfig
 from lmlab.objective.cross_entropy import rows_a_chunk
 from lmlab.train.planner.living import Living
-from lmlab.train.planner.pretended import Pretended, pretended, spread_evenly
+from lmlab.train.planner.pretended import Pretended, blank, pretended, spread_evenly
 
 
 class Activations(NamedTuple):
@@ -112,7 +112,6 @@ def _traced(
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from lmlab.model.transformer import Transformer
-    from lmlab.objective.batch import Batch
     from lmlab.objective.language_model import LanguageModel
     from lmlab.train.parallel import Layout, ParallelConfig
     from lmlab.train.parallel.apply import parallelize
@@ -135,15 +134,12 @@ def _traced(
             to_float8(network)
         parallelize(network, layout)
         spread_evenly(network, layout)
-        tokens = torch.zeros(rows, length, dtype=torch.long)
-        places, real = torch.arange(length).expand(rows, length), torch.ones(rows, length, dtype=torch.bool)
-        source = {}
-        if shape.has_encoder:
-            source = {"encoder_tokens_BS": tokens, "encoder_segments_BS": tokens, "encoder_positions_BS": places}
-        batch = layout.cut(Batch(tokens, tokens, real, segments_BT=tokens, positions_BT=places, **source))
+        whole = blank(shape, rows, length)
+        batch = layout.cut(whole)
         living = Living()
-        living.leave_out([*network.parameters(), *network.buffers(), tokens, places, real])
-        living.leave_out(each for each in vars(batch).values() if isinstance(each, torch.Tensor))
+        living.leave_out([*network.parameters(), *network.buffers()])
+        for given_or_cut in (whole, batch):
+            living.leave_out(each for each in vars(given_or_cut).values() if isinstance(each, torch.Tensor))
         for parameter in network.parameters():
             parameter.register_post_accumulate_grad_hook(lambda p: living.gradient(p.grad))
         with living:
