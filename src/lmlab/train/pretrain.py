@@ -9,30 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from lmlab.corpus.baselines import Baseline
 from lmlab.corpus.baselines import measure as measure_baselines
 from lmlab.corpus.engine import cores
 from lmlab.corpus.shards import Shards, write_shards
 from lmlab.corpus.store import documents
-from lmlab.errors import Failed, Refused
-from lmlab.generate.engine import Engine, Sampling
+from lmlab.errors import Failed
 from lmlab.generate.weights import Precision
 from lmlab.measure import ratio
 from lmlab.model.config import ModelConfig
 from lmlab.model.store import LANGUAGE_MODEL_STAGES, save_model
 from lmlab.model.transformer import Transformer
-from lmlab.objective.build import make_objective, make_task, missing, window
+from lmlab.objective.build import make_objective, make_task, window
 from lmlab.objective.example import Task
 from lmlab.objective.layout import Layout
 from lmlab.objective.settings import CausalLM
 from lmlab.progress import say
 from lmlab.ranks import size
 from lmlab.run import Context, Input, StageKind, write_json
-from lmlab.text.stage import TokenizerConfig
 from lmlab.text.tokenizer import Tokenizer
-from lmlab.train import float8
 from lmlab.train.checkpoint import gathered
 from lmlab.train.copying import copying
 from lmlab.train.data import ExampleWindows, PackedWindows
@@ -41,12 +36,13 @@ from lmlab.train.lengths import by_length
 from lmlab.train.live import HELDOUT, SAMPLES, Live, Some
 from lmlab.train.order import EpochOrder, MixedOrder, Order, Seen, seen_in
 from lmlab.train.parallel import Layout as Ranks
-from lmlab.train.parallel import join, misfits
-from lmlab.train.parallel.world import device_here
-from lmlab.train.plan import make_plan, shape_of_width
+from lmlab.train.parallel import join
+from lmlab.train.plan import make_plan
+from lmlab.train.possible import check, here, refuse_misfits
 from lmlab.train.pretrain_config import PretrainConfig
 from lmlab.train.ramp import Batches
 from lmlab.train.room import Step, free, room_for
+from lmlab.train.samples import continuations
 from lmlab.train.stability import Journal
 from lmlab.train.start import equipped, starting_point
 from lmlab.train.trainer import TrainConfig, fit
@@ -105,7 +101,7 @@ def run(context: Context) -> Mapping[str, Any]:
     tokenizer, room = start.tokenizer, config.model.context_length
     parts = config.model if start.shape is None else start.shape
     if start.shape is not None:
-        _laid_out(name, config, start.shape)
+        refuse_misfits(name, config, start.shape)
     prepared = prepare(context, tokenizer, corpus)
     train, heldout, sizes, original = prepared.train, prepared.heldout, prepared.sizes, prepared.original
     task = make_task(config.objective, tokenizer)
@@ -138,7 +134,7 @@ def run(context: Context) -> Mapping[str, Any]:
         )
     )
     shape = ModelConfig.model_validate(plan["model"])
-    _laid_out(name, config, shape)
+    refuse_misfits(name, config, shape)
     _announce(context, plan, shape, len(train.tokens), task.lengths(length))
     model = start.model(shape, context.seed)
     model.kernel = plan["kernel"]
@@ -313,58 +309,11 @@ def _baselines(context: Context, corpus: Path) -> dict[str, Baseline]:
     return {name: Baseline.from_json(row) for name, row in context.first(lambda: _once(path, make)).items()}
 
 
-def continuations(
-    model: Transformer, tokenizer: Tokenizer, prompts: tuple[str, ...], task: Task, layout: Layout
-) -> list[dict[str, str]]:
-    """What the model writes after each beginning, asked as it was trained, at temperature 0.7 with fixed seeds."""
-    engine = Engine(model, tokenizer)
-    room = min(64, model.config.context_length // 2)
-    asked, sampling = [], []
-    for index, prompt in enumerate(prompts):
-        beginning = np.array([tokenizer.eos_id, *tokenizer.encode(prompt)])
-        example = task.continuation(beginning, beginning[:0])
-        lead = example.target if example.inputs is None else example.inputs
-        source, begun = example.source.tolist(), lead.tolist()
-        asked.append(source if layout.has_encoder or layout.blocks else source + begun)
-        own = (layout.start_id,) if example.inputs is None else ()
-        starts = (*own, *begun) if layout.has_encoder or layout.blocks else None
-        blank = len(source) - 1 if layout.blocks else None
-        sampling.append(Sampling(room, temperature=0.7, seed=index, decoder_start_ids=starts, blank=blank))
-    return [{"prompt": p, "text": c.text} for p, c in zip(prompts, engine.generate(asked, sampling), strict=True)]
-
-
-def _laid_out(name: str, config: PretrainConfig, shape: ModelConfig) -> None:
-    """Refuse a model that the processes cannot share so."""
-    for problem in misfits(config.parallel, size(), shape):
-        raise Refused(f"{name}: {problem}")
-
-
 def _tight(layout: Layout, task: Task, length: int) -> Layout:
     """With an encoder, a decoder's rows as long as the targets of a window, rounded up to 16: no more is trained on."""
     if not layout.has_encoder:
         return layout
     return dataclasses.replace(layout, room=min(layout.room, -(-task.room(length).target // 16) * 16))
-
-
-def _check(config: PretrainConfig, fillers: Mapping[str, Any]) -> str | None:
-    """Whether there is a tokenizer, and the one that the recipe trains will have what the objective needs; and whether the
-    processes can be laid out so."""
-    made, model, shape = fillers.get("tokenizer"), fillers.get("model"), config.model
-    if made is None and (model is None or str(model).startswith("preset:")):
-        return (
-            "needs a 'tokenizer': a stage of kind tokenizer before it, from.tokenizer=PATH, or the one of a from.model"
-        )
-    sized = None
-    if model is None and shape.d_model is not None and isinstance(made, TokenizerConfig):
-        try:
-            sized = shape_of_width(shape, shape.d_model, made.vocab_size)
-        except ValueError as error:
-            return f"model: {error}"
-    for problem in misfits(config.parallel, size(), sized):
-        return problem
-    if not isinstance(made, TokenizerConfig):
-        return None
-    return missing(config.objective, shape.architecture, shape.context_length, made.sentinels, made.added.__contains__)
 
 
 def describe(plan: dict[str, Any], shape: ModelConfig, training_tokens: int) -> None:
@@ -385,8 +334,8 @@ STAGE = StageKind(
         Input("tokenizer", ("tokenizer",), required=False),
         Input("model", LANGUAGE_MODEL_STAGES, required=False, model=True, named=True),
     ),
-    check=_check,
-    here=lambda config: float8.lacking(config.precision, device_here()),
+    check=check,
+    here=here,
     distributed=True,
     logs=frozenset({HELDOUT, SAMPLES}),
 )

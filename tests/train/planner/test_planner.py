@@ -246,3 +246,16 @@ def test_the_verb(tmp_path):
     assert found.exit_code == 0, found.output
     said = json.loads(found.stdout)
     assert said["devices"] == 8 and set(said["memory"]) >= {"weights", "gradients", "optimizer", "activations", "total"}
+
+
+def test_a_layout_for_more_processes_is_planned_here_and_refused_only_where_it_would_run(tmp_path):
+    path, out = tmp_path / "big.yaml", tmp_path / "run"
+    path.write_text(RECIPE)
+    divided = ["pretrain.parallel.tensor=2", "pretrain.parallel.data=4"]
+    plan = CliRunner().invoke(app, ["plan", str(path), *divided, "--gpus", "8", "--gpu", "h100", "--json"])
+    assert plan.exit_code == 0, plan.output
+    run = CliRunner().invoke(app, ["run", str(path), *divided, "--out", str(out)])
+    assert run.exit_code != 0 and "data 4 x tensor 2 makes 8 processes, but 1 run" in str(run.exception)
+    assert not (out / "corpus").exists()
+    never = CliRunner().invoke(app, ["plan", str(path), "pretrain.parallel.tensor=3", "--gpus", "6", "--gpu", "h100"])
+    assert never.exit_code != 0 and "tensor 3" in str(never.exception)  # sixteen heads among three, on any machine

@@ -69,6 +69,12 @@ class ParallelConfig(Config):
 
 def misfits(config: ParallelConfig, ranks: int, shape: ModelConfig | None = None) -> Iterator[str]:
     """Why so many processes cannot be laid out so."""
+    yield from rank_misfits(config, ranks)
+    yield from shape_misfits(config, shape)
+
+
+def rank_misfits(config: ParallelConfig, ranks: int) -> Iterator[str]:
+    """What so many processes, or the devices here, lack for a layout."""
     needed = config.pipeline * (config.data or 1) * config.context * config.tensor
     if (needed != ranks) if config.data is not None else ranks % needed:
         between = f" x context {config.context}" if config.context > 1 else ""
@@ -82,6 +88,10 @@ def misfits(config: ParallelConfig, ranks: int, shape: ModelConfig | None = None
         yield "parallel: cpu_offload moves what fully_shard divides: it goes with zero 2 or 3 on several processes"
     elif config.cpu_offload and not torch.cuda.is_available():
         yield "parallel: cpu_offload moves weights out of a GPU, and there is none here: they are in the CPU's memory already"
+
+
+def shape_misfits(config: ParallelConfig, shape: ModelConfig | None) -> Iterator[str]:
+    """Why a model (None: one that is not decided yet) cannot be divided so, on any number of processes."""
     if shape is not None and config.tensor > 1:
         from lmlab.train.parallel.tensor import tensor_misfits
 
