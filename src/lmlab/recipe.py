@@ -261,32 +261,24 @@ def run(
     for chosen in (until, only, needs_of):
         if chosen is not None and chosen not in names:
             raise Refused(f"recipe '{recipe.name}' has no stage '{chosen}'{nearest(chosen, names)}")
+    grid = Grid(out, list(recipe.arms), recipe.seeds)
+    chosen_steps = {arm: _chosen(steps, until, only, needs_of) for arm, steps in recipe.arms.items()}
+    again = {only or needs_of or step.name for steps in chosen_steps.values() for step in steps} if fresh else set()
+    _lacking(recipe, grid, chosen_steps, again)  # asked on every rank, before any waits for another
     with together() as board:
         if board is not None and board.rank > 0:
             follow(board, kind)
         else:
-            _run(recipe, out, until, only, needs_of, fresh, board)
+            _run(recipe, grid, chosen_steps, again, board)
             if board is not None:
                 board.tell({"over": True})
     return out
 
 
-def _run(
-    recipe: Recipe,
-    out: Path,
-    until: str | None,
-    only: str | None,
-    needs_of: str | None,
-    fresh: bool,
-    board: Board | None,
-) -> None:
-    grid = Grid(out, list(recipe.arms), recipe.seeds)
-    chosen = {arm: _chosen(steps, until, only, needs_of) for arm, steps in recipe.arms.items()}
-    again = {only or needs_of or step.name for steps in chosen.values() for step in steps} if fresh else set()
-    _lacking(recipe, grid, chosen, again)
+def _run(recipe: Recipe, grid: Grid, chosen: Mapping[str, list[Step]], again: set[str], board: Board | None) -> None:
     _fetch(recipe)
-    with RunDirectory(out):
-        write_atomic(out / "recipe.yaml", dump(recipe.resolved))
+    with RunDirectory(grid.out):
+        write_atomic(grid.out / "recipe.yaml", dump(recipe.resolved))
         grid.write()
     for arm, seed, place in grid.runs():
         if not grid.single:

@@ -41,11 +41,14 @@ def _compiled(function: Callable[..., Any]) -> Any:
     all. LLVM optimises each copy with its module, so the order of their sums may differ: the last bits depended on which
     loop had been used, or compiled, before (measured: 1e-6 nats in the first process after installing).
     """
-    options = {"nogil": True, "fastmath": _FAST, "error_model": "numpy", "forceinline": True}
+
+    def compiled(cache: bool) -> Any:
+        return numba.njit(cache=cache, nogil=True, fastmath=_FAST, error_model="numpy", forceinline=True)(function)
+
     try:
-        return numba.njit(cache=True, **options)(function)
+        return compiled(cache=True)
     except RuntimeError:  # nowhere to keep the machine code: compile in each process
-        return numba.njit(**options)(function)
+        return compiled(cache=False)
 
 
 @_compiled

@@ -54,8 +54,8 @@ class TrainConfig(Config):
     """Largest global gradient norm; 0 does not clip."""
     precision: Literal["float32", "float32-onednn", "bfloat16", "float16", "float8"] = "float32"
     """bfloat16, float16: matrix products in these, weights and sums in float32 (autocast); float16 scales the loss.
-    float32-onednn: float32 products through oneDNN, the faster library on some processors. float8: the matrices of blocks in
-    8 bits, the rest as bfloat16; only on GPUs that have it."""
+    float32-onednn: float32 products through oneDNN, the faster library on some processors; on one with amx_bf16 it rounds what
+    it multiplies to bfloat16. float8: the matrices of blocks in 8 bits, the rest as bfloat16; only on GPUs that have it."""
     loss_scale: float = Field(default=65536.0, gt=0)
     """float16: the scale that is begun with; it is halved and doubled as gradients overflow or do not."""
     compile: bool = False
