@@ -50,7 +50,8 @@ from lmlab.run import Context, write_json
 from lmlab.text.tokenizer import Tokenizer, train
 from lmlab.train.data import PackedWindows
 from lmlab.train.plan import shape_of_width
-from lmlab.train.trainer import TrainConfig, fit
+from lmlab.train.train_config import TrainConfig
+from lmlab.train.trainer import fit
 from train_loops import Nano, Work
 
 WINDOW, ROWS, STEPS = 64, 12, 2000

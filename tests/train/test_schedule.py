@@ -14,7 +14,7 @@ from lmlab.errors import Refused
 from lmlab.recipe import check
 from lmlab.train.ramp import Batches, RampConfig
 from lmlab.train.schedule import ScheduleConfig, rate
-from lmlab.train.trainer import TrainConfig
+from lmlab.train.train_config import TrainConfig
 
 NAMES = st.sampled_from(["constant", "linear", "cosine", "inverse-sqrt", "wsd"])
 

@@ -24,7 +24,8 @@ from lmlab.train.measures import NoiseScale, layer_norms
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.schedule import ScheduleConfig
 from lmlab.train.stability import Detector, Journal, SpikeConfig
-from lmlab.train.trainer import TrainConfig, fit
+from lmlab.train.train_config import TrainConfig
+from lmlab.train.trainer import fit
 
 CONFIG = ModelConfig(layers=1, d_model=16, heads=2, vocab_size=16, context_length=16)
 STEPS, POISONED = 140, range(90, 93)

@@ -18,7 +18,8 @@ from lmlab.run import Context, write_json
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.schedule import ScheduleConfig, rate
 from lmlab.train.step import accumulate, make_forward
-from lmlab.train.trainer import TrainConfig, fit
+from lmlab.train.train_config import TrainConfig
+from lmlab.train.trainer import fit
 
 CONFIG = ModelConfig(layers=1, d_model=16, heads=2, vocab_size=20, context_length=12, dropout=0.1)
 

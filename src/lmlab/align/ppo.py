@@ -39,7 +39,8 @@ from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel.world import CPU
 from lmlab.train.schedule import ScheduleName, StepSchedule
 from lmlab.train.step import accumulate, make_forward, matrix_library
-from lmlab.train.trainer import TrainConfig, fit
+from lmlab.train.train_config import TrainConfig
+from lmlab.train.trainer import fit
 
 RATIO_TOLERANCE = {"float32": 1e-5, "float32-onednn": 0.05, "bfloat16": 0.05, "float16": 0.05}
 """How far the first ratio may be from 1 on average: rounding in float32; about two digits in bfloat16, which oneDNN multiplies

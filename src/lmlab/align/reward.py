@@ -35,7 +35,8 @@ from lmlab.train.float8 import lacking
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel.world import CPU
 from lmlab.train.schedule import ScheduleName, StepSchedule
-from lmlab.train.trainer import TrainConfig, fit
+from lmlab.train.train_config import TrainConfig
+from lmlab.train.trainer import fit
 
 FEWEST = 8
 """Prompts with an untied pair below which there is nothing to train on, or a quarter of it to test on."""

@@ -34,7 +34,8 @@ from lmlab.train.optimizer import OptimizerConfig, OptimizerName, make_optimizer
 from lmlab.train.parallel.world import CPU
 from lmlab.train.schedule import ScheduleName, StepSchedule
 from lmlab.train.step import accumulate, make_forward, matrix_library
-from lmlab.train.trainer import TrainConfig, fit
+from lmlab.train.train_config import TrainConfig
+from lmlab.train.trainer import fit
 
 TEST_SEED = 0
 """Test items do not depend on the run's seed: every model answers the same questions."""

@@ -45,7 +45,8 @@ from lmlab.train.room import Step, free, room_for
 from lmlab.train.samples import continuations
 from lmlab.train.stability import Journal
 from lmlab.train.start import equipped, starting_point
-from lmlab.train.trainer import TrainConfig, fit
+from lmlab.train.train_config import TrainConfig
+from lmlab.train.trainer import fit
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")

@@ -23,7 +23,8 @@ torch.ones((), requires_grad=True).backward()
 """Backward passes are readied once a process. After a test that uses fake tensors torch would start threads for a GPU that it takes
 to be there, and forked children could not train."""
 
-SECONDS = 600
+SECONDS = float(os.environ.get("LMLAB_RANKS_SECONDS", "600"))
+"""After which ranks that have not ended are ended; more in `make laws`, whose eight ranks share what cores there are."""
 
 
 def _child(work: Callable[[World], Any], rank: int, size: int, folder: Path) -> None:
@@ -72,7 +73,7 @@ def run_ranks(work: Callable[[World], Any], size: int, folder: Path) -> list[Any
         errors = [f"rank {path.stem}:\n{path.read_text()}" for path in sorted(folder.glob("*.error"))]
         errors.sort(key=lambda said: "by peer" not in said)  # the cause last, where short summaries of a run end
         crashes = ["".join(path.open().readlines()[:12]) for path in sorted(folder.glob("*.fault"))]
-        pytest.fail("\n".join([*errors, *filter(None, crashes), *died]) or f"no end after {SECONDS} s")
+        pytest.fail("\n".join([*errors, *filter(None, crashes), *died]) or f"no end after {SECONDS:g} s")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
 
 

@@ -12,7 +12,8 @@ from lmlab.progress import read_jsonl
 from lmlab.train.live import Live, LiveConfig
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel import Layout, ParallelConfig, World
-from lmlab.train.trainer import TrainConfig, fit
+from lmlab.train.train_config import TrainConfig
+from lmlab.train.trainer import fit
 
 
 @torch.no_grad()

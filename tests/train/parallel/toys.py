@@ -33,7 +33,8 @@ from lmlab.train.ramp import Batches, RampConfig
 from lmlab.train.schedule import ScheduleConfig
 from lmlab.train.sharded import whole
 from lmlab.train.step import make_step
-from lmlab.train.trainer import TrainConfig, fit
+from lmlab.train.train_config import TrainConfig
+from lmlab.train.trainer import fit
 
 VOCABULARY, LENGTH, ROWS = 48, 16, 8
 SENTINELS, MARKS, END, FIRST = range(1, 9), Marks(9, 10, 11, 12, 13), 0, 16

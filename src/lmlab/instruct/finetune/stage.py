@@ -33,7 +33,8 @@ from lmlab.train.float8 import lacking
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel.world import CPU
 from lmlab.train.schedule import ScheduleName, StepSchedule
-from lmlab.train.trainer import TrainConfig, fit
+from lmlab.train.train_config import TrainConfig
+from lmlab.train.trainer import fit
 
 
 class FinetuneOptimizer(OptimizerConfig):
