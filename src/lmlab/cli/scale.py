@@ -37,7 +37,10 @@ def scale_fit(
     max_warmup: Annotated[
         float | None, typer.Option(help="Set runs aside whose warm-up is a larger share of their steps.")
     ] = None,
-    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence, for --max-warmup.")] = 2048,
+    discount_warmup: Annotated[
+        bool, typer.Option("--discount-warmup", help="Count a warm-up's tokens by their rate: half of them.")
+    ] = False,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens a sequence, for what is said of warm-up.")] = 2048,
     bootstraps: Annotated[int, typer.Option(min=20, help="Resamples of the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the residuals into this SVG.")] = None,
@@ -51,7 +54,7 @@ def scale_fit(
 
         check(law)
     columns = {"params": params, "tokens": tokens, "compute": compute, "steps": steps, "batch": batch}
-    rows = {"max_warmup": max_warmup, "sequence_length": sequence_length}
+    rows = {"max_warmup": max_warmup, "sequence_length": sequence_length, "discount_warmup": discount_warmup}
     found = fit_file(runs, law, loss, out, columns, group, bootstraps=bootstraps, seed=seed, **rows)
     if plot is not None:
         from lmlab.report.scaling import residual_plot

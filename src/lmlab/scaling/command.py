@@ -22,20 +22,28 @@ def fit_file(
     """Fit, write the law file, and return it."""
     if law not in {**FORMS, **APPROACHES}:
         raise Refused(f"fit: '{law}' is no law{nearest(law, [*FORMS, *APPROACHES])}")
-    rows = {key: chosen.pop(key) for key in ("max_warmup", "sequence_length")}
+    rows = {key: chosen.pop(key) for key in ("max_warmup", "sequence_length", "discount_warmup")}
     needed = ("params", "compute") if law in APPROACHES else FORMS[law].needed
+    if rows["discount_warmup"] and "tokens" not in needed:
+        raise Refused(
+            f"fit: --discount-warmup counts tokens, which law {law} does not take (chinchilla, overtraining and kaplan do)"
+        )
     runs = read(path, needed, columns, loss, group, **rows)
     found = allocate(runs, law, **chosen) if law in APPROACHES else fitting.fit(
         runs, law, columns=columns, loss=loss, group=group, **chosen
     )  # fmt: skip
+    if rows["discount_warmup"]:
+        found["discount_warmup"] = {"sequence_length": rows["sequence_length"]}
     write_json(out, found)
     return found
 
 
 def predict_file(law_file: Path, path: Path, loss: str) -> dict[str, Any]:
-    """Predict the runs of a table by a law file, with the columns that it was fitted with."""
+    """Predict the runs of a table by a law file, with the columns that it was fitted with, and tokens counted as there."""
     law = fitting.load(law_file)
-    return fitting.predict(law, read(path, FORMS[law["law"]].needed, law["columns"], loss, law["group"]))
+    counted = law.get("discount_warmup")
+    rows = {"discount_warmup": True, **counted} if counted else {}
+    return fitting.predict(law, read(path, FORMS[law["law"]].needed, law["columns"], loss, law["group"], **rows))
 
 
 def plan_for(given: Mapping[str, str | None], law_file: Path | None, **cost: Any) -> dict[str, Any]:
@@ -112,7 +120,8 @@ def describe_fit(found: Mapping[str, Any]) -> str:
 
 def _columns(found: Mapping[str, Any]) -> str:
     columns, form = {**found["columns"], "loss": found["loss"]}, FORMS[found["law"]]
-    return f"{', '.join(columns[name] for name in form.features)} -> {columns[form.target]}"
+    by_rate = ", tokens by their rate over the warm-up" if "discount_warmup" in found else ""
+    return f"{', '.join(columns[name] for name in form.features)} -> {columns[form.target]}{by_rate}"
 
 
 def describe_predictions(found: Mapping[str, Any]) -> str:

@@ -117,14 +117,17 @@ def read(
     group: str | None = None,
     max_warmup: float | None = None,
     sequence_length: int = 2048,
+    discount_warmup: bool = False,
 ) -> Runs:
     """The runs of a CSV or JSON Lines file.
 
     `needed` are quantities (params, tokens, compute, steps, batch), `columns` their columns. Without a column for compute it is
     6 N D. A row with a missing, non-numeric or non-positive value is set aside with its line and the reason.
     `max_warmup` sets aside runs whose warm-up (column `warmup`, in steps) is a larger share of their steps: tokens over
-    `global_bs` sequences of `sequence_length`.
+    `global_bs` sequences of `sequence_length`. `discount_warmup` counts tokens by their rate over a linear warm-up
+    (`by_rate`); compute stays what was spent.
     """
+    warms = discount_warmup or max_warmup is not None
     with table(path, "a CSV file with a header, one run a row") as (reader, header):
         wanted = dict.fromkeys(needed)
         derive = "compute" in wanted and columns.get("compute", "compute") not in header
@@ -132,29 +135,30 @@ def read(
             wanted = dict.fromkeys([*(each for each in needed if each != "compute"), "params", "tokens"])
         elif {"params", "tokens"} <= {name for name in ("params", "tokens") if columns.get(name, name) in header}:
             wanted |= dict.fromkeys(("params", "tokens"))
-        if max_warmup is not None:
+        if warms:
             wanted |= {"tokens": None}
         source = {name: columns.get(name, name) for name in wanted} | {"loss": loss}
-        extra = [] if max_warmup is None else ["warmup", "global_bs"]
+        extra = ["warmup", "global_bs"] if warms else []
         check_columns(path, header, [*source.values(), *([group] if group else []), *extra])
         rows: list[list[float]] = []
-        groups, lines, aside = [], [], []
+        groups, lines, aside, warmups = [], [], [], []
         for row in reader:
             try:
                 values = [_positive(row[column], column) for column in source.values()]
                 if group and not row[group]:
                     raise ValueError(f"{group} is empty")
-                if max_warmup is not None:
+                warmup = 0.0
+                if warms:
                     batch = _positive(row["global_bs"], "global_bs") * sequence_length
-                    share = (
-                        _number(row["warmup"], "warmup") * batch / _positive(row[source["tokens"]], source["tokens"])
-                    )
-                    if share > max_warmup:
+                    warmup = _not_negative(row["warmup"], "warmup") * batch
+                    share = warmup / _positive(row[source["tokens"]], source["tokens"])
+                    if max_warmup is not None and share > max_warmup:
                         raise ValueError(f"warm-up is {share:.0%} of its steps")
             except ValueError as error:
                 aside.append({"line": reader.line_num, "reason": str(error)})
                 continue
             rows.append(values)
+            warmups.append(warmup)
             groups.append(row[group] if group else "all")
             lines.append(reader.line_num)
     if not rows:
@@ -163,7 +167,16 @@ def read(
     found = dict(zip(source, np.array(rows).T))
     if "params" in found and "tokens" in found and "compute" not in found:
         found["compute"] = np.asarray(flops(found["params"], found["tokens"]))
+    if discount_warmup:
+        found["tokens"] = by_rate(found["tokens"], np.array(warmups))
     return Runs(found, groups, lines, aside)
+
+
+def by_rate(tokens: np.ndarray, warmup: np.ndarray) -> np.ndarray:
+    """Tokens of runs whose rate rises in a straight line over the first `warmup` tokens, each counted by its share of the peak:
+    half of the warm-up's; of a run that ends in it tokens^2 / (2 warmup)."""
+    inside = np.minimum(tokens, warmup)
+    return tokens - inside + inside**2 / (2 * np.maximum(warmup, 1.0))
 
 
 def _number(text: str | None, column: str) -> float:
@@ -171,6 +184,13 @@ def _number(text: str | None, column: str) -> float:
         return float(text or "")
     except ValueError:
         raise ValueError(f"{column} is '{text or ''}', not a number") from None
+
+
+def _not_negative(text: str | None, column: str) -> float:
+    value = _number(text, column)
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{column} is {text}, not 0 or more")
+    return value
 
 
 def _positive(text: str | None, column: str) -> float:
