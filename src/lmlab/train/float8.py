@@ -58,8 +58,22 @@ def product(
     a_MK: Tensor, a_scale: Tensor, b_KN: Tensor, b_scale: Tensor, dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
     """(M, N) of two float8 matrices and their scales: a by rows, b by columns (its transpose is contiguous), K and N multiples
-    of 16, at most one of them e5m2. On CPUs torch does the same with other instructions, or in float32 (tests)."""
+    of 16, at most one of them e5m2. On CPUs the same numbers are multiplied in float32 (tests, and plans made without a GPU)."""
+    if a_MK.device.type == "cpu":
+        return _in_float32(a_MK, a_scale, b_KN, b_scale, dtype)
     return torch._scaled_mm(a_MK, b_KN, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=False)
+
+
+@torch.library.custom_op("lmlab::float8_product", mutates_args=())
+def _in_float32(a_MK: Tensor, a_scale: Tensor, b_KN: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """An operator of its own, so that plans count its result and not what it needs on the way, which a GPU does not. Torch's
+    product of float8 on CPUs takes 1 s for 512 x 64 x 1,000 on Intel's Emerald Rapids, this one 5 ms (measured)."""
+    return (a_MK.float() @ b_KN.float() * a_scale * b_scale).to(dtype)
+
+
+@_in_float32.register_fake
+def _(a_MK: Tensor, a_scale: Tensor, b_KN: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return a_MK.new_empty((a_MK.shape[0], b_KN.shape[1]), dtype=dtype)
 
 
 def by_columns(x: Tensor) -> Tensor:
