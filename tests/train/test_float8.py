@@ -1,6 +1,7 @@
 """Products in float8: their error against float64, what scales do, numbers that are none, and layouts that the hardware takes.
 
-torch makes these products on CPUs too, so all but speed is tested here; a GPU's demands are checked on tensors without values.
+On CPUs the same numbers are multiplied in float32, which is held to torch's own product here, so all but speed is tested; a GPU's
+demands are checked on tensors without values.
 """
 
 import math
@@ -109,6 +110,19 @@ def test_scales_are_powers_of_two_and_use_the_upper_half(seed, size, dtype):
     moved = (found.double() * back.double() - x.double()).abs()
     lost = float(x.abs().max()) if size < -110 else 0.0
     assert (moved <= allowed(x, dtype) + lost).all()
+
+
+@pytest.mark.parametrize("a_type", [VALUES, GRADIENTS])
+def test_on_a_cpu_float32_gives_what_torchs_own_product_gives(a_type):
+    """The call that a GPU gets, on tensors small enough for torch's slow one on CPUs."""
+    a, a_scale = quantise(drawn(0, (32, 16), 1.0, 3.0), a_type)
+    b, b_scale = quantise(drawn(1, (48, 16), 1.0, 0.1), VALUES)
+    scales = {"scale_a": a_scale, "scale_b": b_scale}
+    for dtype, close in ((torch.float32, 1e-6), (torch.bfloat16, 2.0**-8)):
+        theirs = torch._scaled_mm(a, b.t(), **scales, out_dtype=dtype, use_fast_accum=False)
+        ours = product(a, a_scale, b.t(), b_scale, dtype)
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=close, atol=close * float(theirs.abs().max()))
 
 
 @settings(deadline=None, max_examples=30)

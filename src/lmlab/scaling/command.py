@@ -25,9 +25,8 @@ def fit_file(
     rows = {key: chosen.pop(key) for key in ("max_warmup", "sequence_length", "discount_warmup")}
     needed = ("params", "compute") if law in APPROACHES else FORMS[law].needed
     if rows["discount_warmup"] and "tokens" not in needed:
-        raise Refused(
-            f"fit: --discount-warmup counts tokens, which law {law} does not take (chinchilla, overtraining and kaplan do)"
-        )
+        able = ", ".join(name for name, form in FORMS.items() if "tokens" in form.needed)
+        raise Refused(f"fit: --discount-warmup counts tokens, which law {law} does not take; expected one of {able}")
     runs = read(path, needed, columns, loss, group, **rows)
     found = allocate(runs, law, **chosen) if law in APPROACHES else fitting.fit(
         runs, law, columns=columns, loss=loss, group=group, **chosen
