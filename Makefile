@@ -17,11 +17,11 @@ check: $(VENV)/dev.stamp
 	$(BIN)/lint-imports
 
 tests: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --durations 10
 
 # Browsers, sockets and killed processes on a crowded machine: what fails is tried once more, and said (R).
 slow: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "slow or browser" --timeout 1500 --reruns 1 -rfER
+	$(BIN)/python -m pytest -m "slow or browser" --timeout 1500 --reruns 1 -rfER --durations 20
 
 laws: $(VENV)/dev.stamp
 	LMLAB_RANKS_SECONDS=1700 $(BIN)/python -m pytest -m long --timeout 1800

@@ -8,10 +8,10 @@ loss is the mean over ALL of the last 10%, read in windows of 64 characters, in 
 comes from resampling the windows. Seconds are CPU seconds of this process on one thread, from before the first step
 (compiling included) without the time of measuring; a loss is passed at the first measurement that finds it.
 
-lmlab trains by the recipe `tinyshakespeare` through its trainer (`fit`), checkpoints and all; settings given on the command
-line override the recipe's, which is how its ablations were made. The peers train by nanoGPT's own recipe (AdamW 1e-3,
-betas 0.9 and 0.99, cosine to 1e-4 after 100 steps of warm-up, decay 0.1, clipping at 1). FILE defaults to
-tinyshakespeare/input.txt.gz in the folder that LMLAB_DATA names.
+lmlab trains by the recipe `tinyshakespeare` through its trainer (`fit`), checkpoints and all, and is measured as it would be
+saved, under `ema` by the mean of its weights; settings given on the command line override the recipe's, which is how its
+ablations were made. The peers train by nanoGPT's own recipe (AdamW 1e-3, betas 0.9 and 0.99, cosine to 1e-4 after 100 steps of
+warm-up, decay 0.1, clipping at 1). FILE defaults to tinyshakespeare/input.txt.gz in the folder that LMLAB_DATA names.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from lmlab.objective.language_model import LanguageModel
 from lmlab.progress import Metrics
 from lmlab.run import Context, write_json
 from lmlab.text.tokenizer import Tokenizer, train
+from lmlab.train.average import averaged
 from lmlab.train.data import PackedWindows
 from lmlab.train.plan import shape_of_width
 from lmlab.train.train_config import TrainConfig
@@ -128,7 +129,8 @@ def lmlab(text: Text, seed: int, every: int, overrides: Sequence[str]) -> Clock:
     source = PackedWindows(shard, shape.context_length, rows, 1, seed, config.separate_documents)
 
     def nats(x: Tensor, y: Tensor) -> Tensor:
-        logits = network.eval()(x).logits()
+        with averaged(network):
+            logits = network.eval()(x).logits()
         network.train()
         return logits.logsumexp(-1) - logits.gather(-1, y[..., None])[..., 0]
 

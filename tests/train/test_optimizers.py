@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from transformers.optimization import Adafactor as TheirAdafactor
 from lmlab.model.config import ModelConfig
 from lmlab.model.transformer import Transformer
 from lmlab.train.adafactor import Adafactor
-from lmlab.train.average import Average
+from lmlab.train.average import Average, averaged, beside
 from lmlab.train.lion import Lion
 from lmlab.train.optimizer import OptimizerConfig, make_optimizers
 
@@ -123,6 +124,24 @@ def test_decay_by_the_square_of_the_rate_is_adafactors() -> None:
         OptimizerConfig(weight_decay="lr^2")
     with pytest.raises(ValidationError, match="expected at least 0"):
         OptimizerConfig(weight_decay=-0.1)
+
+
+def test_a_network_in_training_shows_its_running_mean_and_goes_on_from_its_weights() -> None:
+    network = torch.nn.Linear(3, 2)
+    average, own = Average(network, 0.5), network.weight.detach().clone()
+    with torch.no_grad():
+        network.weight.add_(torch.randn(2, 3))
+    average.update()
+    now, mean = network.weight.detach().clone(), average.mean["weight"].clone()
+    assert not torch.equal(now, mean) and not torch.equal(own, mean)
+    with beside(network, average):
+        with pytest.raises(KeyError), averaged(network):
+            assert torch.equal(network.weight, mean)
+            raise KeyError
+        assert torch.equal(network.weight, now) and torch.equal(average.mean["weight"], mean)
+    for none in (contextlib.nullcontext(), beside(network, None)):  # after training, and without a mean: itself
+        with none, averaged(network):
+            assert torch.equal(network.weight, now)
 
 
 def test_the_running_mean_forgets_its_beginning_and_is_put_in_place() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch import nn
 
 from lmlab import recipe
 from lmlab.config import parse
@@ -78,6 +79,18 @@ def test_the_last_number_is_the_result_and_training_is_the_same(place: Path, tmp
     assert [each["step"] for each in shown["samples"]] == [3, 3, 5, 5]
 
 
+def test_what_is_shown_of_averaged_weights_is_what_is_saved(place: Path, tmp_path: Path) -> None:
+    averaged = "pretrain.ema=0.9"
+    stage, without = (
+        run(place, tmp_path / "on", ALL, averaged),
+        run(place, tmp_path / "off", "pretrain.live={share: 0}", averaged),
+    )
+    assert curve(stage) == curve(without) == curve(place / "off" / "pretrain") and weights(stage) == weights(without)
+    assert weights(stage) != weights(place / "off" / "pretrain")
+    after = json.loads((stage / "results.json").read_text())["bits_per_byte"]["after"]["value"]
+    assert read_jsonl(stage / "heldout.jsonl")[-1]["bits_per_byte"] == pytest.approx(after, rel=1e-6)
+
+
 def test_other_settings_of_it_are_the_same_stage(place: Path, capsys) -> None:
     run(place, place / "off", SOME)
     assert "pretrain: finished before, skipped" in capsys.readouterr().err
@@ -114,7 +127,7 @@ def test_time_decides_within_its_share(place: Path, tmp_path: Path, monkeypatch)
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
     written: list[int] = []
     seen = live.Live(
-        None, LiveConfig(share=0.04), None, None, pretrain.Ranks(), lambda step: step, None, None  # type: ignore[arg-type]
+        None, LiveConfig(share=0.04), nn.Identity(), None, pretrain.Ranks(), lambda step: step, None, None  # type: ignore[arg-type]
     )  # fmt: skip
     seen._forget = lambda step: None  # type: ignore[method-assign]
 

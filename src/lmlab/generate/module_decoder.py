@@ -285,9 +285,7 @@ def projected(
     attention: Attention, x_ND: Tensor, turn: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """(q (N, H, K), Transformer-XL's q of positions or None, k and v (N, G, K)), normalised and rotated."""
-    q_NHK, (k_NGK, v_NGK) = attention.queries(x_ND), attention.keys_values(x_ND)
-    if turn is not None:
-        q_NHK, k_NGK = (attention.turned(each, *turn) for each in (q_NHK, k_NGK))
+    q_NHK, (k_NGK, v_NGK) = attention.queries(x_ND, turn), attention.keys_values(x_ND, turn)
     if attention.relative is None:
         return q_NHK, None, k_NGK, v_NGK
     return q_NHK + attention.content_bias, q_NHK + attention.position_bias, k_NGK, v_NGK

@@ -18,6 +18,9 @@ from lmlab.model.wide import wide
 
 __all__ = ["Attention", "Kernel", "Place"]
 
+Turn = tuple[Tensor, Tensor]
+"""cos and sin, which broadcast to (..., 1, rotated / 2)."""
+
 
 @dataclass
 class Place:
@@ -91,10 +94,9 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, place: Place, memory_BSD: Tensor | None = None) -> Tensor:
         """Attention of x to itself, or to an encoder's hidden states."""
         B, T, _ = x_BTD.shape
-        q_BTHK = self.queries(x_BTD)
-        k_BSGK, v_BSGK = self.keys_values(x_BTD if memory_BSD is None else memory_BSD)
-        if place.cos is not None and place.sin is not None:
-            q_BTHK, k_BSGK = (self.turned(each, place.cos, place.sin) for each in (q_BTHK, k_BSGK))
+        turn = None if place.cos is None or place.sin is None else (place.cos, place.sin)
+        q_BTHK = self.queries(x_BTD, turn)
+        k_BSGK, v_BSGK = self.keys_values(x_BTD if memory_BSD is None else memory_BSD, turn)
         bias_BHTS = None
         if self.relative is not None:
             bias_BHTS = self._relative_scores(q_BTHK, place) * self.scale
@@ -114,21 +116,25 @@ class Attention(nn.Module):
         scores = place.scores(self.pattern, self.scale, self.softcap, bias_BHTS)
         return KERNELS[place.kernel](q_BHTK, k_BGSK, v_BGSK, scores).transpose(1, 2)
 
-    def queries(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., H, K), normalised."""
-        return self._by_head(self.q(x), self.heads, self.q_norm)
+    def queries(self, x: Tensor, turn: Turn | None = None) -> Tensor:
+        """(..., D) -> (..., H, K), normalised and rotated."""
+        return self._by_head(self.q(x), self.heads, self.q_norm, turn)
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., D) -> keys, normalised, and values, each (..., G, K)."""
-        return self._by_head(self.k(x), self.kv_heads, self.k_norm), self._by_head(self.v(x), self.kv_heads, None)
+    def keys_values(self, x: Tensor, turn: Turn | None = None) -> tuple[Tensor, Tensor]:
+        """(..., D) -> keys, normalised and rotated, and values, each (..., G, K)."""
+        keys = self._by_head(self.k(x), self.kv_heads, self.k_norm, turn)
+        return keys, self._by_head(self.v(x), self.kv_heads, None, None)
 
-    def _by_head(self, x: Tensor, heads: int, norm: RMSNorm | None) -> Tensor:
+    def _by_head(self, x: Tensor, heads: int, norm: RMSNorm | None, turn: Turn | None) -> Tensor:
+        """Between norm and rotation nothing is rounded."""
+        dtype = x.dtype
         if norm is not None and self.norm_all:
-            x, norm = norm(x), None
+            x, norm = norm(wide(x)), None
         x = x.view(*x.shape[:-1], heads, self.head_dim)
-        return x if norm is None else norm(x)
+        x = x if norm is None else norm(wide(x))
+        return (x if turn is None else self._turned(x, *turn)).to(dtype)
 
-    def turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries or keys (..., heads, K) rotated, as far as a head is; cos and sin broadcast to (..., 1, rotated / 2)."""
         if self.rotary_dim == self.head_dim:
             return self.rotate(x, cos, sin)

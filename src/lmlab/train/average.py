@@ -1,6 +1,10 @@
-"""A running mean of the weights beside training (EMA): what is saved as the model where a recipe asks for it."""
+"""A running mean of the weights beside training (EMA): what is measured and saved as the model where a recipe asks for it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +36,15 @@ class Average:
         for name, parameter in self.named.items():
             local(parameter).copy_(local(self.mean[name]))
 
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Weights and mean change places: twice is as before, to the bit."""
+        for name, parameter in self.named.items():
+            held, mean = local(parameter), local(self.mean[name])
+            kept = held.clone()
+            held.copy_(mean)
+            mean.copy_(kept)
+
     def state(self) -> dict[str, Tensor]:
         """To be kept with a checkpoint; `restore` takes it back."""
         return {**self.mean, "#steps": torch.tensor(self.steps)}
@@ -42,3 +55,32 @@ class Average:
         self.steps = int(saved.read(f"{group}/#steps"))
         for name, mean in self.mean.items():
             local(mean).copy_(saved.part(f"{group}/{name}", mean))
+
+
+_OF: WeakKeyDictionary[nn.Module, Average] = WeakKeyDictionary()
+"""Of the networks that are in training."""
+
+
+@contextmanager
+def beside(network: nn.Module, average: Average | None) -> Iterator[None]:
+    """In the block this mean (None: none) is what `averaged` shows of a network."""
+    if average is not None:
+        _OF[network] = average
+    try:
+        yield
+    finally:
+        _OF.pop(network, None)
+
+
+@contextmanager
+def averaged(network: nn.Module) -> Iterator[None]:
+    """In the block a network in training holds what would be saved of it now: its running mean, if it has one. Of several
+    ranks all enter, each with its part."""
+    average = _OF.get(network)
+    if average is not None:
+        average.exchange()
+    try:
+        yield
+    finally:
+        if average is not None:
+            average.exchange()

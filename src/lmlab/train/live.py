@@ -24,6 +24,7 @@ from lmlab.model.config import ModelConfig
 from lmlab.model.transformer import Transformer
 from lmlab.progress import read_jsonl, say
 from lmlab.run import Context, write_atomic
+from lmlab.train.average import averaged
 from lmlab.train.checkpoint import gathered
 from lmlab.train.heldout import Documents
 from lmlab.train.parallel.layout import Layout
@@ -72,7 +73,8 @@ class Some:
 
 
 class Live:
-    """Called after every step (`fit`'s `on_step`); of several ranks all call it, and rank 0 measures and writes."""
+    """Called after every step (`fit`'s `on_step`); of several ranks all call it, and rank 0 measures and writes. Of a run that
+    averages its weights the mean is measured, which is what it will save."""
 
     def __init__(
         self,
@@ -100,9 +102,12 @@ class Live:
         self._last = step
         if not self.ranks.agree(float(self._due(step))):
             return
-        weights = gathered(self.network, self.ranks) if self.ranks.several else None
-        if not self.ranks.leads:
-            return
+        with averaged(self.network):
+            weights = gathered(self.network, self.ranks) if self.ranks.several else None
+            if self.ranks.leads:
+                self._take(step, weights)
+
+    def _take(self, step: int, weights: Mapping[str, Any] | None) -> None:
         begun = time.monotonic()
         try:
             self._write(step, self._whole(weights))

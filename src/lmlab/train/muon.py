@@ -7,7 +7,7 @@ the scale of the update max(1, rows/columns)^0.5 the same. Matrices of one shape
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -59,20 +59,19 @@ class Muon(torch.optim.Optimizer):
                 self._update(parameters, group)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        momentum, gradients = group["momentum"], []
         for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                state["momentum"] = torch.zeros_like(parameter)
-            assert parameter.grad is not None
-            gradient, mean = local(parameter.grad), local(state["momentum"])
-            mean.lerp_(gradient, 1 - momentum)
-            gradients.append(whole(alike(gradient.lerp(mean, momentum), parameter)))
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients = [local(cast(Tensor, parameter.grad)) for parameter in parameters]
+        means = [local(self.state[parameter]["momentum"]) for parameter in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, means, group["momentum"])
         rows, columns = parameters[0].shape[-2:]
         scale = max(1.0, rows / columns) ** 0.5
-        stacked = torch.stack(gradients)  # (n, rows, columns), or (n, experts, rows, columns)
+        stacked = torch.stack([whole(alike(each, parameter)) for each, parameter in zip(ahead, parameters)])
+        # (n, rows, columns), or (n, experts, rows, columns)
         updates = orthogonalise(stacked.view(-1, rows, columns), dtype=group["dtype"]).view_as(stacked)
-        for parameter, update in zip(parameters, updates):
-            held = local(parameter)
-            held.mul_(1 - group["lr"] * group["weight_decay"])
-            held.add_(part(update, parameter), alpha=-group["lr"] * scale)
+        own = [part(update, parameter) for update, parameter in zip(updates.unbind(), parameters)]
+        held = [local(parameter) for parameter in parameters]
+        torch._foreach_mul_(held, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(held, own, alpha=-group["lr"] * scale)

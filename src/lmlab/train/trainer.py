@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from lmlab.errors import Failed, Stopped
@@ -23,7 +22,8 @@ from lmlab.progress import bar, say
 from lmlab.run import Context, write_json
 from lmlab.train import checkpoint
 from lmlab.train.ahead import Ahead
-from lmlab.train.average import Average
+from lmlab.train.average import Average, beside
+from lmlab.train.collector import young_collections
 from lmlab.train.keeping import Keep
 from lmlab.train.loss_scale import LossScale
 from lmlab.train.measures import NoiseScale, layer_norms
@@ -34,7 +34,7 @@ from lmlab.train.parallel.layout import Layout
 from lmlab.train.ramp import Batches
 from lmlab.train.schedule import rate
 from lmlab.train.stability import INTERVENTIONS, Detector, Journal
-from lmlab.train.step import Objective, Source, make_step, matrix_library, pinned
+from lmlab.train.step import Objective, Source, make_step, matrix_library, pinned, seed_step
 from lmlab.train.stop import Stop
 from lmlab.train.train_config import TrainConfig
 
@@ -114,14 +114,20 @@ class _Run:
             context.tick(steps=config.steps)  # for whoever looks on
         if start == 0 and self._goes_back and config.steps:
             self.save(0)
-        with matrix_library(config.precision), bar(context.name, config.steps, start) as advance, Stop() as stop:
+        with (
+            young_collections(),
+            beside(self.network, self.average),
+            matrix_library(config.precision),
+            bar(context.name, config.steps, start) as advance,
+            Stop() as stop,
+        ):
             while step < config.steps:
                 stopping = self.layout.any(stop.asked) and self.may_save(step)
                 if step > start and (self.due(step) or stopping):
                     self.save(step, wait=stopping)
                 if stopping:
                     raise self._stopped(step)
-                torch.manual_seed((context.seed << 32) + step + (self.layout.stream << 24))
+                seed_step(context.seed, step, self.layout)
                 back = self.step(step)
                 if back is not None:
                     advance(back - step, f"back to step {back}")

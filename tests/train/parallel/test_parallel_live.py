@@ -27,7 +27,7 @@ def measured(model: Transformer) -> Score:
 
 def train(out: Path, parallel: ParallelConfig | None, world: World | None, live: bool) -> int:
     layout, network, context = Layout(parallel, world, model_of("experts")), network_of("experts"), context_at(out)
-    settings = TrainConfig(steps=5, optimizer=OptimizerConfig(learning_rate=1e-2))
+    settings = TrainConfig(steps=5, ema=0.5, optimizer=OptimizerConfig(learning_rate=1e-2))
     seen = Live(
         context, LiveConfig(every=2), network, model_of("experts"), layout, lambda step: 128 * step, measured,
         lambda model: [{"prompt": "a", "text": str(model.config.layers)}],
