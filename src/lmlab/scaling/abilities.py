@@ -90,16 +90,23 @@ def brier(logprobs: Sequence[float]) -> float:
     return float((p[0] - 1) ** 2 + (p[1:] ** 2).sum())
 
 
+ENOUGH = 5000
+"""Of some 500 pairs of two digits one that is left is not found in so many draws once in e^10 times."""
+
+
 def problems(config: AbilitiesConfig, kind: str, digits: int, names: Sequence[str]) -> list[Problem]:
     """Distinct held-out problems, `names` of operations taking turns."""
     rng, found, seen = generator("abilities", kind, digits, config.seed), [], set()
-    for _ in range(100 * config.items):
-        if len(found) == config.items:
-            return found
+    known = 0  # draws in a row that brought nothing new
+    while len(found) < config.items and known < ENOUGH:
         a, b = operands(rng, digits, test=True)
+        known += 1
         if (min(a, b), max(a, b)) not in seen:
+            known = 0
             seen.add((min(a, b), max(a, b)))
             found.append(Problem(a, b, names[len(found) % len(names)]))
+    if len(found) == config.items:
+        return found
     raise Refused(
         f"abilities.items: {config.items}: there are only about {len(found)} held-out pairs of {digits} digits"
     )

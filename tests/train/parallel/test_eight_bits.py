@@ -177,6 +177,7 @@ def test_checkpoints_are_those_of_every_precision(allowed, tmp_path):
         assert (entry["shape"], entry["dtype"]) == (saved[1][name]["shape"], saved[1][name]["dtype"])
 
 
+@pytest.mark.slow
 def test_compiled_it_learns_the_same(allowed, tmp_path):
     for compiled in (False, True):
         train("dense", tmp_path / str(compiled), steps=4, compile=compiled, **EIGHT)

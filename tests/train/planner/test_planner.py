@@ -18,8 +18,9 @@ from lmlab.model.count import expert_parameters, flops_in_blocks
 from lmlab.model.settings import MoEConfig
 from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel.schedules import bubble_share
+from lmlab.train.planner import choose
 from lmlab.train.planner.choose import ROOM, Work, consider
-from lmlab.train.planner.memory import Degrees, cut, memory_of, states
+from lmlab.train.planner.memory import Degrees, Memory, cut, memory_of, states
 from lmlab.train.planner.plan import describe, make
 from lmlab.train.planner.time import peak_of, ring, step_of
 from lmlab.train.planner.traced import _traced, activations
@@ -168,9 +169,10 @@ def test_experts_are_divided_where_they_do_not_fit():
         context_length=512,
         moe=MoEConfig(experts=16, top_k=1),
     )
-    alone = [each for each in best(shape, 64, 512, 8, 0.9) if each.degrees.expert == 1 and each.degrees.zero == 0]
+    found = best(shape, 64, 512, 8, 0.9)
+    alone = [each for each in found if each.degrees.expert == 1 and each.degrees.zero == 0]
     assert not any(each.fits for each in alone if each.degrees.tensor == 1)
-    divided = [each for each in best(shape, 64, 512, 8, 0.9) if each.degrees.expert == 8]
+    divided = [each for each in found if each.degrees.expert == 8]
     assert any(each.fits for each in divided)
     assert min(each.memory.weights for each in divided) < min(each.memory.weights for each in alone)
 
@@ -194,6 +196,21 @@ def test_what_is_chosen_fits_and_is_the_fastest():
         assert each.degrees.ranks == 8
         assert each.rows * each.degrees.micro_batches * each.degrees.data == work.rows
         assert not each.fits or each.step.seconds >= 0.999 * best.step.seconds
+
+
+def test_the_smallest_that_does_not_fit_is_found_without_counting_all(monkeypatch):
+    shape = ModelConfig(layers=4, d_model=128, heads=4, vocab_size=512, context_length=128)
+    quick = best(shape, 8, 128, 4, 1e-4)
+    assert quick[0].traced and not any(each.fits for each in quick)
+    assert any(not each.traced for each in quick)
+    for each in quick:
+        if not each.traced:
+            more = {"rows": each.rows, "length": 128, "precision": "bfloat16", "kernel": "sdpa"}
+            assert each.memory.total <= memory_of(shape, each.degrees, OptimizerConfig(), **more).total
+    nothing = Memory(0, 0, 0, 0, 0, 0, 0, 0)
+    monkeypatch.setattr(choose, "least_of", lambda *given, **named: nothing)
+    every = best(shape, 8, 128, 4, 1e-4)
+    assert all(each.traced for each in every) and every[0].memory == quick[0].memory
 
 
 def test_a_plan_says_everything(tmp_path):

@@ -68,6 +68,7 @@ def test_a_large_layout_can_be_built(name):
         assert planned.total == pytest.approx(max(each.peak for each in found), rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_places_of_a_pipeline_hold_the_whole_model():
     degrees = Degrees(pipeline=4, stages_per_rank=2, data=2, zero=3, micro_batches=4)
     found = [of(DENSE, degrees, rank) for rank in range(8)]

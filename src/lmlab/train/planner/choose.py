@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from lmlab.train.optimizer import OptimizerConfig
 from lmlab.train.parallel import ParallelConfig
 from lmlab.train.parallel.layout import misfits
 from lmlab.train.parallel.schedules import run
-from lmlab.train.planner.memory import Degrees, Memory, memory_of
+from lmlab.train.planner.memory import Degrees, Memory, least_of, memory_of
 from lmlab.train.planner.time import Step, step_of
 
 ROOM = 0.9
@@ -44,13 +45,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One layout. `fits`: whether its peak stays within `ROOM` of the device's memory."""
+    """One layout. `fits`: whether its peak stays within `ROOM` of the device's memory. `traced`: whether activations are in
+    its memory; they are not counted where it does not fit without them."""
 
     degrees: Degrees
     rows: int
     memory: Memory
     step: Step
     fits: bool
+    traced: bool = True
 
 
 def consider(work: Work, device: Device, ranks: int, utilisation: float) -> list[Candidate]:
@@ -64,7 +67,21 @@ def consider(work: Work, device: Device, ranks: int, utilisation: float) -> list
     if work.rows < ranks or not any(each.fits for each in found):
         rows_cut = _degrees(work, ranks, device.node, contexts=True)
         found += _considered(work, device, utilisation, rows_cut)
+    if not any(each.fits for each in found):
+        found = _smallest_traced(work, device, utilisation, found)
     return sorted(found, key=_rank)
+
+
+def _smallest_traced(work: Work, device: Device, utilisation: float, found: list[Candidate]) -> list[Candidate]:
+    """Of layouts none of which fits, activations counted of as many as it takes to know the smallest."""
+    heap = [(each.memory.total, place, each) for place, each in enumerate(found)]
+    heapq.heapify(heap)
+    while heap and not heap[0][2].traced:
+        _, place, least = heap[0]
+        whole = _best(work, device, utilisation, dataclasses.replace(least.degrees, recompute="full"), traced=True)
+        assert whole is not None
+        heapq.heapreplace(heap, (whole.memory.total, place, whole))
+    return [each for _, _, each in heap]
 
 
 def _considered(work: Work, device: Device, utilisation: float, layouts: Iterator[Degrees]) -> list[Candidate]:
@@ -130,11 +147,14 @@ def _zeros(degrees: Degrees) -> tuple[int, ...]:
     return (0, 1, 2, 3) if degrees.shares > 1 else (0,)
 
 
-def _best(work: Work, device: Device, utilisation: float, given: Degrees) -> Candidate | None:
+def _best(work: Work, device: Device, utilisation: float, given: Degrees, traced: bool = False) -> Candidate | None:
+    """Of a layout the best number of micro-batches; `traced`: counted whole even where it does not fit without activations."""
     config = ParallelConfig(data=given.data, **given.parallel())
     if any(misfits(config, given.ranks, work.shape)):
         return None
     best, share = None, work.rows // given.data
+    least = least_of(work.shape, given, work.optimizer, ema=work.ema, iteration=work.iteration)
+    traced = traced or least.total <= ROOM * device.memory
     for micro_batches in _divisors(share):
         if micro_batches < given.pipeline or run(given.schedule, given.pipeline, micro_batches) != micro_batches:
             continue
@@ -142,9 +162,9 @@ def _best(work: Work, device: Device, utilisation: float, given: Degrees) -> Can
         rows = share // micro_batches
         more: dict[str, Any] = {"rows": rows, "length": work.length, "precision": work.precision}
         kept: dict[str, Any] = {"ema": work.ema, "kernel": "sdpa", "iteration": work.iteration}
-        memory = memory_of(work.shape, degrees, work.optimizer, **kept, **more)
+        memory = memory_of(work.shape, degrees, work.optimizer, **kept, **more) if traced else least
         step = step_of(work.shape, degrees, device, flops=work.flops, utilisation=utilisation, **more)
-        here = Candidate(degrees, rows, memory, step, memory.total <= ROOM * device.memory)
+        here = Candidate(degrees, rows, memory, step, memory.total <= ROOM * device.memory, traced)
         best = here if best is None or _rank(here) < _rank(best) else best
         if best.fits and given.pipeline == 1:
             break

@@ -132,6 +132,26 @@ def memory_of(
     return max(found, key=lambda each: each.total)
 
 
+def least_of(
+    shape: ModelConfig,
+    degrees: Degrees,
+    optimizer: OptimizerConfig,
+    *,
+    ema: bool = False,
+    iteration: torch.dtype = torch.bfloat16,
+) -> Memory:
+    """What `memory_of` is without any activations, which it is not less than: what one rank holds while the optimizer steps.
+    Nothing is traced for it."""
+    found = []
+    for rank in sorted({0, degrees.pipeline - 1}):
+        own = held_by(shape, degrees, rank)
+        weights, gradients, state, average = _lying(own, degrees, optimizer, ema)
+        update = _update(shape, degrees, optimizer, own, iteration)
+        total = weights + gradients + state + average + update
+        found.append(Memory(weights, gradients, state, average, 0.0, 0.0, update, total))
+    return max(found, key=lambda each: each.total)
+
+
 @dataclass(frozen=True)
 class Held:
     """Numbers of parameters that a rank of a pipeline would hold without ZeRO: `outer`, in no block; of its blocks `norms`
@@ -187,15 +207,7 @@ def _of_rank(
 ) -> Memory:
     """Of a rank of the pipeline: the first, which holds most micro-batches, or the last, which has the head and the loss."""
     own, zero, shares = held_by(shape, degrees, rank), degrees.zero, degrees.shares
-    replicas = shares / degrees.expert
-    weights = gradients = 4 * (own.divided(shares, replicas) if zero >= 2 else own.total)
-    others = own.outer + own.norms
-    if zero:
-        state = states(optimizer, own.matrices / shares, others / shares) + states(optimizer, own.experts / replicas, 0)
-    else:
-        state = states(optimizer, own.matrices + own.experts, others)
-    state *= 4
-    average = weights if ema else 0.0
+    weights, gradients, state, average = _lying(own, degrees, optimizer, ema)
     found = _activations(shape, cut(shape, degrees.tensor), degrees, rows, length, precision, kernel)
     if degrees.pipeline == 1:
         alive = found.total
@@ -220,6 +232,19 @@ def _of_rank(
     update = _update(shape, degrees, optimizer, own, iteration)
     peak = max(between + before + gathered + most, between + gradients + update)
     return Memory(weights, gradients, state, average, gathered, most, update, peak)
+
+
+def _lying(own: Held, degrees: Degrees, optimizer: OptimizerConfig, ema: bool) -> tuple[float, float, float, float]:
+    """Bytes of weights, gradients, optimizer state and running mean, as ZeRO divides them."""
+    zero, shares = degrees.zero, degrees.shares
+    replicas = shares / degrees.expert
+    weights = gradients = 4 * (own.divided(shares, replicas) if zero >= 2 else own.total)
+    others = own.outer + own.norms
+    if zero:
+        state = states(optimizer, own.matrices / shares, others / shares) + states(optimizer, own.experts / replicas, 0)
+    else:
+        state = states(optimizer, own.matrices + own.experts, others)
+    return weights, gradients, 4 * state, weights if ema else 0.0
 
 
 def _passed(shape: ModelConfig, degrees: Degrees, rank: int, tokens: int) -> float:

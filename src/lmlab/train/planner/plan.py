@@ -198,7 +198,13 @@ def _name(each: Candidate) -> str:
 
 
 def _row(each: Candidate) -> dict[str, Any]:
-    return {"layout": _name(each), "fits": each.fits, "memory": each.memory.total, "step_seconds": each.step.seconds}
+    return {
+        "layout": _name(each),
+        "fits": each.fits,
+        "memory": each.memory.total,
+        "memory_is_least": not each.traced,
+        "step_seconds": each.step.seconds,
+    }
 
 
 def _why(found: list[Candidate], device: Device) -> list[str]:
@@ -208,7 +214,7 @@ def _why(found: list[Candidate], device: Device) -> list[str]:
     plain = [each for each in found if each.degrees.recompute == "none" and each.degrees.shares == each.degrees.data]
     plain = [each for each in plain if each.degrees.data == each.degrees.ranks and each.degrees.expert == 1]
     for each in sorted((each for each in plain if not each.fits), key=lambda each: each.degrees.zero):
-        lines.append(f"zero {each.degrees.zero} alone needs {each.memory.total / 2**30:.1f} of {room:.1f} GiB")
+        lines.append(f"zero {each.degrees.zero} alone needs {_size(each)} of {room:.1f} GiB")
     for name, value, without in _parts(best):
         rest = [each for each in found if getattr(each.degrees, name) == without]
         fitting = [each for each in rest if each.fits]
@@ -216,7 +222,7 @@ def _why(found: list[Candidate], device: Device) -> list[str]:
             more = fitting[0].step.seconds / best.step.seconds - 1
             lines.append(f"{value}: without, the best ({_name(fitting[0])}) takes {more:.1%} longer")
         elif rest:
-            lines.append(f"{value}: without, the smallest needs {rest[0].memory.total / 2**30:.1f} of {room:.1f} GiB")
+            lines.append(f"{value}: without, the smallest needs {_size(rest[0])} of {room:.1f} GiB")
         else:
             lines.append(f"{value}: without, rows or blocks cannot be shared among so many")
     rest = [each for each in found[1:] if each.fits]
@@ -227,6 +233,11 @@ def _why(found: list[Candidate], device: Device) -> list[str]:
         "the fastest of those that fit, at equal speed the one with more room" if rest else "the only one that fits"
     )
     return lines
+
+
+def _size(each: Candidate) -> str:
+    """GiB on each rank."""
+    return f"{'' if each.traced else 'at least '}{each.memory.total / 2**30:.1f}"
 
 
 def _parts(each: Candidate) -> list[tuple[str, str, int]]:
