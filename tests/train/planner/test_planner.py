@@ -200,7 +200,7 @@ def test_what_is_chosen_fits_and_is_the_fastest():
 
 def test_the_smallest_that_does_not_fit_is_found_without_counting_all(monkeypatch):
     shape = ModelConfig(layers=4, d_model=128, heads=4, vocab_size=512, context_length=128)
-    quick = best(shape, 8, 128, 4, 1e-4)
+    quick = best(shape, 4, 128, 2, 1e-4)
     assert quick[0].traced and not any(each.fits for each in quick)
     assert any(not each.traced for each in quick)
     for each in quick:
@@ -209,7 +209,7 @@ def test_the_smallest_that_does_not_fit_is_found_without_counting_all(monkeypatc
             assert each.memory.total <= memory_of(shape, each.degrees, OptimizerConfig(), **more).total
     nothing = Memory(0, 0, 0, 0, 0, 0, 0, 0)
     monkeypatch.setattr(choose, "least_of", lambda *given, **named: nothing)
-    every = best(shape, 8, 128, 4, 1e-4)
+    every = best(shape, 4, 128, 2, 1e-4)
     assert all(each.traced for each in every) and every[0].memory == quick[0].memory
 
 
@@ -246,7 +246,7 @@ def test_the_dial_chooses_a_width_for_the_hardware():
 )
 def test_refusals(device, ranks, said):
     with pytest.raises(Refused, match=said):
-        make(recipe.loads(RECIPE), device, ranks)
+        make(recipe.loads(RECIPE, overrides=["pretrain.batch_tokens=8192"]), device, ranks)
 
 
 def test_an_unknown_gpu_and_a_recipe_without_pretraining_are_refused():
