@@ -21,6 +21,24 @@ from lmlab.model.position import (
 from lmlab.model.seeing import Alibi, Buckets, Sight
 
 
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+def test_a_rotation_turns_pairs_as_complex_numbers_and_so_does_its_gradient(pairing: str) -> None:
+    x = torch.randn(2, 5, 3, 8, dtype=torch.float64, requires_grad=True)
+    angle = torch.randn(1, 5, 1, 4, dtype=torch.float64)
+
+    def by_definition(x: torch.Tensor) -> torch.Tensor:
+        pairs = x.unflatten(-1, (2, 4)).mT if pairing == "half" else x.unflatten(-1, (4, 2))
+        turned = torch.view_as_real(torch.complex(*pairs.unbind(-1)) * torch.exp(1j * angle))
+        return (turned.mT if pairing == "half" else turned).flatten(-2)
+
+    found, wanted = ROTATIONS[pairing](x, angle.cos(), angle.sin()), by_definition(x)
+    torch.testing.assert_close(found, wanted)
+    upstream = torch.randn_like(found)
+    torch.testing.assert_close(*(torch.autograd.grad(each, x, upstream)[0] for each in (found, wanted)))
+    with torch.inference_mode():
+        assert torch.equal(ROTATIONS[pairing](x.detach(), angle.cos(), angle.sin()), found)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     pairing=st.sampled_from(["half", "interleaved"]),

@@ -91,8 +91,8 @@ def _considered(work: Work, device: Device, utilisation: float, layouts: Iterato
             bare = dataclasses.replace(given, recompute=recompute)
             kinds = [_best(work, device, utilisation, dataclasses.replace(bare, zero=zero)) for zero in _zeros(bare)]
             found += [each for each in kinds if each is not None]
-            if any(each is not None and each.fits for each in kinds):
-                break
+            if any(each is not None and each.fits for each in kinds) or not any(each and each.traced for each in kinds):
+                break  # with less kept it would only be slower; or too large whatever is kept
     return found
 
 
